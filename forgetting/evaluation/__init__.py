@@ -1,0 +1,1 @@
+"""Task scores (R), capability suites (G) and drift."""

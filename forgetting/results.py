@@ -1,0 +1,289 @@
+"""RunRecord and ResultStore: what a run leaves behind, written atomically, one JSON per run.
+
+Layout of a study's folder::
+
+    study.yaml                 the configuration
+    runs/<run id>.json         one RunRecord
+    runs/<run id>.items.json.gz  per-item outcomes of every row
+    checkpoints/<run id>/      model and mitigation after the last finished task, while the run is unfinished
+    summary.csv, figures/, report.html   derived by `forgetting report`
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from forgetting.config import RunConfig, StudyConfig, parse_study, read_yaml, write_yaml
+from forgetting.errors import UsageError
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class TaskInfo(_Record):
+    """A column of R. ``chance`` is the score of guessing."""
+
+    name: str
+    metric: str
+    chance: float
+    n_train: int
+    n_validation: int
+    n_test: int
+    notes: dict[str, int | str] = {}
+
+
+class CapabilityInfo(_Record):
+    """A column of G. ``n`` counts items; ``version`` is the lm-eval task's."""
+
+    name: str
+    metric: str
+    chance: float
+    n: int
+    higher_is_better: bool = True
+    version: str = ""
+
+
+class TextDrift(_Record):
+    """Drift on one text after one row's training; per-token means in nats, ``bpb`` in bits per UTF-8 byte.
+
+    ``kl_forward`` is KL(base‖tuned), ``kl_reverse`` KL(tuned‖base).
+    """
+
+    ce: float
+    bpb: float
+    kl_forward: float
+    kl_reverse: float
+    tokens: int
+
+
+class Row(_Record):
+    """One evaluation: row i of R and G is measured after training on the first i tasks; row 0 is the base.
+
+    ``views`` holds the same row scored in another state of the model, such as ``adapter_off``.
+    ``weight_change`` maps a layer's name to ‖θ − θ_base‖ / ‖θ_base‖.
+    """
+
+    R: list[float]
+    G: list[float]
+    views: dict[str, dict[Literal["R", "G"], list[float]]] = {}
+    drift: dict[str, TextDrift] = {}
+    weight_change: dict[str, float] = {}
+    evaluation_seconds: float
+
+
+class TaskCost(_Record):
+    """What training on one task took.
+
+    Attributes:
+        task: Its name.
+        steps: Optimizer steps.
+        tokens: Non-padding tokens in forward passes, by source (``task``, ``pretraining``, ``earlier``,
+            ``padding`` for control slots without loss).
+        examples: The same in examples; the realised replay share is what is not ``task``.
+        truncated: Examples that ``max_length`` shortened.
+        flops: 6 × parameters × tokens for the training steps (Kaplan 2020), as transformers counts them.
+        seconds: Training wall time, and the mitigation's own work before and after it.
+        train_loss: Mean training loss over the task's last tenth of steps, nats per token.
+        log: (step, loss) as trained.
+    """
+
+    task: str
+    steps: int
+    tokens: dict[str, int]
+    examples: dict[str, int]
+    truncated: int
+    flops: float
+    seconds: float
+    train_loss: float
+    log: list[tuple[int, float]]
+
+
+class Cost(_Record):
+    """What the run took. Peak memory is the process's resident set on CPU, the allocator's peak on CUDA."""
+
+    tasks: list[TaskCost] = []
+    setup_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    parameters: int = 0
+    trainable_parameters: int = 0
+    stored_floats: int = 0
+
+
+class RunRecord(_Record):
+    """One run, whole: enough to recompute every number in the report."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    study: str
+    config: RunConfig
+    config_hash: str
+    status: Literal["running", "finished", "failed"] = "running"
+    reason: str | None = None
+    provenance: dict[str, Any] = {}
+    tasks: list[TaskInfo] = []
+    capabilities: list[CapabilityInfo] = []
+    rows: list[Row] = []
+    cost: Cost = Cost()
+
+    @property
+    def R(self) -> list[list[float]]:
+        """Task matrix so far, shape (rows, T)."""
+        return [row.R for row in self.rows]
+
+    @property
+    def G(self) -> list[list[float]]:
+        """Capability matrix so far, shape (rows, C)."""
+        return [row.G for row in self.rows]
+
+
+Items = dict[Literal["R", "G"], list[dict[str, list[float]]]]
+"""Per-item outcomes: ``items["R"][i][task]`` and ``items["G"][i][capability]`` are row i's, in item order."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write, flush to disk, rename: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        UsageError: if the folder cannot be written (read-only, full); the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        raise UsageError(
+            f"output {str(path)!r}: cannot be written: {error.strerror or error}; "
+            "what was finished before is intact, give a writable folder with free space"
+        ) from None
+
+
+class ResultStore:
+    """The folder of one study.
+
+    Args:
+        folder: ``results/<study>``; made by :meth:`create`.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    @classmethod
+    def create(cls, folder: Path | str, config: StudyConfig) -> ResultStore:
+        """Make the folder, or open it where it already holds this very study.
+
+        Raises:
+            UsageError: if it holds a study with another configuration, or cannot be written.
+        """
+        store = cls(folder)
+        if store.config_path.exists():
+            existing = store.config()
+            if existing != config:
+                old, new = existing.model_dump(mode="json"), config.model_dump(mode="json")
+                changed = next(key for key in new if new[key] != old[key])
+                raise UsageError(
+                    f"output {str(store.folder)!r}: holds another study ({changed}: {old[changed]!r} there, "
+                    f"{new[changed]!r} here); give another --output or name"
+                )
+        write_atomically(store.config_path, write_yaml(config).encode())
+        return store
+
+    @classmethod
+    def existing(cls, folder: Path | str) -> ResultStore:
+        """Open the folder of a study that was begun.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        store = cls(folder)
+        if not store.config_path.exists():
+            raise UsageError(f"study folder {str(folder)!r}: has no study.yaml; give a folder that `forgetting run` made")
+        return store
+
+    @property
+    def config_path(self) -> Path:
+        """Where the study's configuration is."""
+        return self.folder / "study.yaml"
+
+    def config(self) -> StudyConfig:
+        """Read the study's configuration."""
+        return parse_study(read_yaml(self.config_path), source=str(self.config_path))
+
+    def record_path(self, run_id: str) -> Path:
+        """Where a run's JSON is."""
+        return self.folder / "runs" / f"{run_id}.json"
+
+    def items_path(self, run_id: str) -> Path:
+        """Where a run's per-item outcomes are."""
+        return self.folder / "runs" / f"{run_id}.items.json.gz"
+
+    def checkpoint_path(self, run_id: str) -> Path:
+        """Where a run's model is kept while it is unfinished."""
+        return self.folder / "checkpoints" / run_id
+
+    def load(self, run_id: str) -> RunRecord | None:
+        """Read a run's record, or ``None`` where the run was never begun.
+
+        Raises:
+            UsageError: if the file is not a record of this schema.
+        """
+        path = self.record_path(run_id)
+        if not path.exists():
+            return None
+        try:
+            record = RunRecord.model_validate_json(path.read_bytes())
+        except (ValidationError, ValueError) as error:
+            problem = str(error).splitlines()[0]
+            raise UsageError(
+                f"result {str(path)!r}: is not a run record of schema {SCHEMA_VERSION} ({problem}); "
+                "delete it to run it again"
+            ) from None
+        if record.schema_version != SCHEMA_VERSION:
+            raise UsageError(
+                f"result {str(path)!r}: schema_version = {record.schema_version}; "
+                f"this version reads {SCHEMA_VERSION}"
+            )
+        return record
+
+    def load_items(self, run_id: str) -> Items:
+        """Read a run's per-item outcomes (none where there are none)."""
+        path = self.items_path(run_id)
+        if not path.exists():
+            return {"R": [], "G": []}
+        return json.loads(gzip.decompress(path.read_bytes()))
+
+    def save(self, record: RunRecord, items: Items | None = None) -> None:
+        """Write a record, and its items first, so that a record never promises items that are not there."""
+        if items is not None:
+            compressed = gzip.compress(json.dumps(items, separators=(",", ":")).encode(), mtime=0)
+            write_atomically(self.items_path(record.run_id), compressed)
+        write_atomically(self.record_path(record.run_id), record.model_dump_json(indent=1).encode())
+
+    def drop_checkpoint(self, run_id: str) -> None:
+        """Delete the model of a run that is finished."""
+        shutil.rmtree(self.checkpoint_path(run_id), ignore_errors=True)
+        checkpoints = self.folder / "checkpoints"
+        if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+            checkpoints.rmdir()
+
+    def records(self) -> Iterator[RunRecord]:
+        """Every run's record, in the order of the study's grid; runs that were never begun are left out."""
+        for run in self.config().runs():
+            record = self.load(run.run_id)
+            if record is not None:
+                yield record
