@@ -1,0 +1,223 @@
+"""The mitigation interface: one class, hooks in the order in which they run, each optional.
+
+A mitigation is never told which task is being tested. What came before task 1 is task 0: the pretrained state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+
+    from forgetting.config import TrainingConfig
+    from forgetting.tasks.pretraining import PretrainingText
+    from forgetting.tasks.task import Task
+
+    Features = list[dict[str, Any]]
+
+
+class Options(BaseModel):
+    """Options of a mitigation: typed fields with a description each; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a mitigation may know about its run.
+
+    Attributes:
+        seed: Of the run; a mitigation that draws at random derives its own generator from it.
+        tokenizer: The model's.
+        training: How tasks are trained.
+        pretraining: Text like the base model's pretraining data, split into train, validation and held-out;
+            the held-out part is for measuring only.
+        encode_task: Training features of a task's training split (``forgetting.tasks.encode``).
+        encode_validation: The same of its validation split.
+        encode_text: Features of documents, every token carrying loss.
+    """
+
+    seed: int
+    tokenizer: PreTrainedTokenizerBase
+    training: TrainingConfig
+    pretraining: PretrainingText
+    encode_task: Callable[[Task], Features]
+    encode_validation: Callable[[Task], Features]
+    encode_text: Callable[[Sequence[str]], Features]
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+class Mitigation(Generic[OptionsT]):
+    """Base of all mitigations; as it stands, it does nothing (naive fine-tuning).
+
+    Subclass it in one file named after the method, set the class attributes, override the hooks you need.
+
+    Attributes:
+        summary: One line: what it does.
+        paper: Reference; equation: what is computed, in one line.
+        cost: Extra forward passes per step and floats stored, in words.
+        Options: Its options; every field has a description.
+        null: Options under which a run equals naive bit for bit, or ``None`` where there are none.
+    """
+
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    equation: ClassVar[str]
+    cost: ClassVar[str] = "none"
+    Options: ClassVar[type[Options]] = Options
+    null: ClassVar[dict[str, Any] | None] = None
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
+
+    def check(self, chain: Sequence[Mitigation]) -> None:
+        """Raise UsageError if this method makes no sense among ``chain`` (all parts in order, itself included)."""
+
+    def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
+        """Begin a run with the pretrained model; may wrap it. Called once, before row 0's weights change."""
+        self.context = context
+        return model
+
+    def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
+        """Change how a task is trained (learning rate, steps)."""
+        return args
+
+    def train_dataset(self, dataset: Dataset, task: Task, seen: Sequence[Task]) -> Dataset:
+        """Change what a task is trained on. ``seen`` are the tasks before it, in order."""
+        return dataset
+
+    def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        """Prepare for a task; may wrap the model."""
+        return model
+
+    def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
+        """Callbacks for the task's trainer (early stopping)."""
+        return []
+
+    def loss(
+        self, model: PreTrainedModel, batch: dict[str, torch.Tensor], outputs: Any, loss: torch.Tensor
+    ) -> torch.Tensor:
+        """Add to the training loss (distillation); ``loss`` is a scalar, in nats per token."""
+        return loss
+
+    def after_backward(self, model: PreTrainedModel) -> None:
+        """Change the accumulated gradients, before they are clipped; once per optimizer step."""
+
+    def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
+        """Change the weights after the optimizer's step, taken with ``learning_rate``."""
+
+    def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        """Consolidate what was learned (Fisher, merge); may replace the model."""
+        return model
+
+    def views(self, model: PreTrainedModel) -> dict[str, AbstractContextManager]:
+        """Other states in which to score the model (``adapter_off``), as contexts to score within."""
+        return {}
+
+    def stored_floats(self) -> int:
+        """Numbers kept for later tasks, beyond the model's own parameters."""
+        return 0
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What must survive an interruption between tasks, beyond the model's weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what :meth:`state_dict` gave; called after :meth:`setup`."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, and was given {sorted(state)}")
+
+
+class Compose(Mitigation[Options]):
+    """Several mitigations as one: every hook runs over the parts in the order written.
+
+    State is kept per part under ``<position>.``, so that two parts never share a key.
+    """
+
+    def __init__(self, parts: Sequence[Mitigation]) -> None:
+        super().__init__(Options())
+        self.parts = list(parts)
+        for part in self.parts:
+            part.check(self.parts)
+
+    def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
+        """See Mitigation."""
+        for part in self.parts:
+            model = part.setup(model, context)
+        return model
+
+    def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
+        """See Mitigation."""
+        for part in self.parts:
+            args = part.training_arguments(args)
+        return args
+
+    def train_dataset(self, dataset: Dataset, task: Task, seen: Sequence[Task]) -> Dataset:
+        """See Mitigation."""
+        for part in self.parts:
+            dataset = part.train_dataset(dataset, task, seen)
+        return dataset
+
+    def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        """See Mitigation."""
+        for part in self.parts:
+            model = part.before_task(model, task)
+        return model
+
+    def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
+        """See Mitigation."""
+        return [callback for part in self.parts for callback in part.callbacks(model, task)]
+
+    def loss(
+        self, model: PreTrainedModel, batch: dict[str, torch.Tensor], outputs: Any, loss: torch.Tensor
+    ) -> torch.Tensor:
+        """See Mitigation."""
+        for part in self.parts:
+            loss = part.loss(model, batch, outputs, loss)
+        return loss
+
+    def after_backward(self, model: PreTrainedModel) -> None:
+        """See Mitigation."""
+        for part in self.parts:
+            part.after_backward(model)
+
+    def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
+        """See Mitigation."""
+        for part in self.parts:
+            part.after_step(model, learning_rate)
+
+    def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        """See Mitigation."""
+        for part in self.parts:
+            model = part.after_task(model, task)
+        return model
+
+    def views(self, model: PreTrainedModel) -> dict[str, AbstractContextManager]:
+        """See Mitigation."""
+        return {name: view for part in self.parts for name, view in part.views(model).items()}
+
+    def stored_floats(self) -> int:
+        """See Mitigation."""
+        return sum(part.stored_floats() for part in self.parts)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """See Mitigation."""
+        return {f"{i}.{key}": value for i, part in enumerate(self.parts) for key, value in part.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """See Mitigation."""
+        for i, part in enumerate(self.parts):
+            prefix = f"{i}."
+            part.load_state_dict(
+                {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            )

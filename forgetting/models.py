@@ -1,0 +1,169 @@
+"""Pretrained models: the embedded one, a local transformers folder, or a hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forgetting.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED: dict[str, str] = {
+    "micro": "Llama architecture, about 1M parameters, pretrained on the embedded world (ships with the package)",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in fp32, on the best device, in eval mode, with its tokenizer.
+
+    Attributes:
+        family: ``decoder``; encoder, encoder-decoder and vision models come through the same function.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: str = "decoder"
+
+
+def embedded_path(name: str) -> Path:
+    """Folder of an embedded model."""
+    return Path(__file__).parent / name / "model"
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Refuse, before any weight is read, a folder that cannot be loaded whole and safely."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UsageError(f"model {name!r}: the folder has no config.json; give a transformers model folder")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        raise UsageError(f"model {name!r}: config.json is not JSON; download the model again") from None
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError):
+            raise UsageError(f"model {name!r}: {index.name} is not a safetensors index; download it again") from None
+        missing = [shard for shard in shards if not (folder / shard).is_file()]
+        if missing:
+            raise UsageError(
+                f"model {name!r}: {len(missing)} of {len(shards)} weight files are missing ({missing[0]}); "
+                "the download is not complete, download it again"
+            )
+    else:
+        shards = ["model.safetensors"]
+    if not (folder / shards[0]).is_file():
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")) or list(folder.glob("*.pth")):
+            raise UsageError(
+                f"model {name!r}: holds pickled weights only, which can run code; convert it where you trust it: "
+                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
+            )
+        raise UsageError(f"model {name!r}: the folder has no {shards[0]}; download the model again")
+    for shard in shards:
+        _check_safetensors(folder / shard, name)
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UsageError(f"model {name!r}: the folder has no tokenizer.json; save the tokenizer beside the model")
+
+
+def _check_safetensors(path: Path, name: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError):
+        raise UsageError(
+            f"model {name!r}: {path.name} is cut short or not safetensors ({path.stat().st_size} bytes); "
+            "download it again"
+        ) from None
+
+
+def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: ``micro``, a local transformers folder, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
+        trust_remote_code: Let the model's own code run. Off unless the user sets it.
+
+    Raises:
+        UsageError: one line, if the model is missing, half-downloaded, pickled only, of another architecture,
+            or the hub has or gives none.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if name in EMBEDDED:
+        path = str(embedded_path(name))
+    elif Path(name).expanduser().is_dir():
+        path = str(Path(name).expanduser())
+    elif name.startswith((".", "/", "~")) or Path(name).exists():
+        raise UsageError(f"model {name!r}: is not a folder; give a transformers model folder, a hub id or 'micro'")
+    else:
+        path = name
+    local = path != name or Path(path).is_dir()
+    if local:
+        _check_folder(Path(path), name)
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UsageError(f"model {name!r}: is neither a folder nor a hub id (owner/name); embedded: {', '.join(EMBEDDED)}")
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code:
+            raise UsageError(
+                f"model {name!r}: architecture {config.model_type!r} is not a causal language model; "
+                "give a decoder such as Llama, Qwen or GPT-2"
+            )
+        architectures = getattr(config, "architectures", None) or []
+        if architectures and not any("CausalLM" in a or "LMHead" in a for a in architectures):
+            raise UsageError(
+                f"model {name!r}: holds {architectures[0]}, not a causal language model; "
+                "give a decoder such as Llama, Qwen or GPT-2"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except UsageError:
+        raise
+    except Exception as error:
+        problem = " ".join(str(error).split())
+        shown = problem if len(problem) <= 160 else problem[:157] + "..."
+        hint = "" if local else did_you_mean(name, EMBEDDED) or ""
+        where = "the folder cannot be loaded" if local else "no such folder, and the hub gave nothing"
+        raise UsageError(f"model {name!r}: {where}{hint if local else hint or ''}: {shown}") from None
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UsageError(
+            f"model {name!r}: {len(missing)} weights are missing from its files ({missing[0]}); download it again"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).eval()
+    return LoadedModel(name=name, model=model, tokenizer=tokenizer)
+
+
+def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and list of the model's blocks: its longest ModuleList.
+
+    Raises:
+        UsageError: if the model has none.
+    """
+    from torch import nn
+
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise UsageError(f"model {type(model).__name__}: has no list of blocks; freeze by pattern is not possible either")
+    return max(lists, key=lambda item: len(item[1]))
