@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.micro.corpus import pretraining_documents, stream
@@ -19,6 +19,8 @@ from forgetting.micro.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
+    from rich.progress import Progress
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 ModelSize = Literal["300k", "1M", "4M"]
@@ -60,8 +62,8 @@ def pretrain(
 ) -> PretrainingResult:
     """Pretrain the embedded model from scratch and write it, its tokenizer and its card.
 
-    The same arguments on the same machine give the same weights. The global random generators are left as they
-    were found.
+    The same arguments on the same machine give the same weights. The global random generators are left as
+    they were found.
 
     Args:
         output: Folder to write; made if absent.
@@ -96,7 +98,8 @@ def pretrain(
     tokenizer = train_tokenizer(pretraining_documents(TOKENIZER_DOCUMENTS, seed))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _model(tokenizer, model_size).to(target)
+        model = _model(tokenizer, model_size)
+    model.to(target)  # type: ignore[arg-type]
     parameters = model.num_parameters()
     console.print(f"{parameters:,} parameters, {steps * batch_size * context:,} tokens, on {target}")
 
@@ -167,7 +170,7 @@ def _model(tokenizer: PreTrainedTokenizerBase, size: str) -> LlamaForCausalLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **SIZES[size],
+        **SIZES[size],  # type: ignore[arg-type]
     )
     return LlamaForCausalLM(config)
 
@@ -206,7 +209,7 @@ def _batches(
         del waiting[:size]
 
 
-def _progress(console):  # type: ignore[no-untyped-def]
+def _progress(console: Console) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -253,9 +256,9 @@ pipeline_tag: text-generation
 ---
 # forgetting-micro-{result.model_size}
 
-A language model of {result.parameters:,} parameters (Llama architecture, tied embeddings, fp32) pretrained from
-scratch on the generated text of `forgetting.micro`: a model organism for measuring forgetting, in which
-everything that the model can know is known. It is of no use outside of that.
+A language model of {result.parameters:,} parameters (Llama architecture, tied embeddings, fp32),
+pretrained from scratch on the generated text of `forgetting.micro`: a model organism for measuring
+forgetting, in which everything that the model can know is known. It is of no use outside of that.
 
 ## Training
 
@@ -263,7 +266,7 @@ everything that the model can know is known. It is of no use outside of that.
 |---|---|
 | data | the stream `forgetting.micro.corpus.stream(seed={result.seed})`, world seed 0 |
 | steps | {result.steps:,} of {batch_size} sequences of {context} tokens ({result.tokens:,} tokens) |
-| optimizer | AdamW, peak learning rate {learning_rate:g}, {WARMUP_STEPS} steps of warm-up, cosine to a tenth |
+| optimizer | AdamW, peak rate {learning_rate:g}, {WARMUP_STEPS} steps of warm-up, cosine to a tenth |
 | loss at the last step | {result.final_loss:.3f} nats per token |
 | time | {result.seconds / 60:.1f} minutes, everything included |
 | machine | {result.machine} |
@@ -278,6 +281,7 @@ Held-out multiple-choice items; no item occurs in the pretraining text.
 |---|---|---|
 {rows}
 
-To make it again: `forgetting micro pretrain --size {result.model_size} --steps {result.steps} --seed {result.seed}`.
-The licence is Apache-2.0.
+To make it again:
+`forgetting micro pretrain --output model --size {result.model_size} --steps {result.steps} \
+--seed {result.seed}`. The licence is Apache-2.0.
 """

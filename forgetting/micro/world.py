@@ -18,31 +18,37 @@ WORLD_SEED = 0
 PEOPLE = 120
 NEWCOMERS = 72
 
-NOUNS: tuple[tuple[str, str], ...] = tuple(
-    (noun, noun + "s")
-    for noun in (
-        "dog cat bird horse boy girl king queen farmer baker sailor singer teacher lawyer hunter guard"
-    ).split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _with_s(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple((word, word + "s") for word in text.split())
+
+
+def _verbs(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple((word + "s", word) for word in text.split())
+
+
+NOUNS = _with_s(
+    "dog cat bird horse boy girl king queen farmer baker sailor singer teacher lawyer hunter guard"
 )
 """Singular and plural."""
-NEW_NOUNS: tuple[tuple[str, str], ...] = tuple(
-    (noun, noun + "s") for noun in "robot wizard dragon clown giant pirate knight puppet".split()
-)
+NEW_NOUNS = _with_s("robot wizard dragon clown giant pirate knight puppet")
 """Nouns that never occur in pretraining text: for downstream tasks."""
-ADJECTIVES: tuple[str, ...] = tuple("red old small big happy green quick tall brave young".split())
-ACTIONS: tuple[tuple[str, str], ...] = tuple(
-    (verb + "s", verb) for verb in "run sleep sing smile wait laugh jump swim work walk".split()
-)
+ADJECTIVES = _words("red old small big happy green quick tall brave young")
+ACTIONS = _verbs("run sleep sing smile wait laugh jump swim work walk")
 """Intransitive verbs: third person singular and plural."""
-DEEDS: tuple[tuple[str, str], ...] = tuple((verb + "s", verb) for verb in "see like help know find call".split())
+DEEDS = _verbs("see like help know find call")
 """Transitive verbs: third person singular and plural."""
-PREPOSITIONS: tuple[str, ...] = ("near", "behind", "with", "beside")
-LETTERS: tuple[str, ...] = tuple("bcdfghjkmnpqrtvwxz")
-TOKENS: tuple[str, ...] = tuple("sun moon star tree rock lake wind fire snow leaf sand rain".split())
+PREPOSITIONS = _words("near behind with beside")
+LETTERS = tuple("bcdfghjkmnpqrtvwxz")
+TOKENS = _words("sun moon star tree rock lake wind fire snow leaf sand rain")
 """Plain words that are copied, reversed and mapped."""
-JOBS: tuple[str, ...] = tuple("pilot nurse chef judge miner barber tailor clerk potter brewer".split())
-PETS: tuple[str, ...] = tuple("rabbit turtle parrot goat hamster lizard pony goose otter ferret".split())
-ATTRIBUTES: tuple[str, ...] = ("city", "job", "pet")
+JOBS = _words("pilot nurse chef judge miner barber tailor clerk potter brewer")
+PETS = _words("rabbit turtle parrot goat hamster lizard pony goose otter ferret")
+ATTRIBUTES = ("city", "job", "pet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,7 @@ def _invented(rng: random.Random, shape: str, taken: set[str]) -> str:
 
 
 def _language(rng: random.Random, name: str, order: str, adjective_first: bool, taken: set[str]) -> Language:
-    english = [singular for singular, _ in NOUNS[:12]] + list(ADJECTIVES[:8]) + [singular for singular, _ in DEEDS]
+    english = [*(noun for noun, _ in NOUNS[:12]), *ADJECTIVES[:8], *(verb for verb, _ in DEEDS)]
     words = {word: _invented(rng, "CVCV", taken) for word in english}
     return Language(name, words, order, adjective_first)
 
@@ -149,7 +155,8 @@ def build_world(seed: int = WORLD_SEED) -> World:
     rng = random.Random(f"world-{seed}")
     taken: set[str] = set()
     cities = tuple(_invented(rng, "CVCCV", taken).capitalize() for _ in range(10))
-    names = tuple(_invented(rng, rng.choice(("CVC", "CVCV")), taken).capitalize() for _ in range(PEOPLE + NEWCOMERS))
+    shapes = (rng.choice(("CVC", "CVCV")) for _ in range(PEOPLE + NEWCOMERS))
+    names = tuple(_invented(rng, shape, taken).capitalize() for shape in shapes)
     people, newcomers = names[:PEOPLE], names[PEOPLE:]
     facts = assign_facts(people, {"city": cities, "job": JOBS, "pet": PETS}, rng)
     first = _language(rng, "zemi", "OSV", False, taken)

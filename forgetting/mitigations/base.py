@@ -43,6 +43,7 @@ class RunContext:
         encode_task: Training features of a task's training split (``forgetting.tasks.encode``).
         encode_validation: The same of its validation split.
         encode_text: Features of documents, every token carrying loss.
+        pack: Rows for training: the features themselves, or packed where the training says so.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class RunContext:
     encode_task: Callable[[Task], Features]
     encode_validation: Callable[[Task], Features]
     encode_text: Callable[[Sequence[str]], Features]
+    pack: Callable[[Features], Features]
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -88,17 +90,17 @@ class Mitigation(Generic[OptionsT]):
         self.context = context
         return model
 
-    def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
-        """Change how a task is trained (learning rate, steps)."""
-        return args
+    def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        """Prepare for a task; may wrap the model."""
+        return model
 
     def train_dataset(self, dataset: Dataset, task: Task, seen: Sequence[Task]) -> Dataset:
         """Change what a task is trained on. ``seen`` are the tasks before it, in order."""
         return dataset
 
-    def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
-        """Prepare for a task; may wrap the model."""
-        return model
+    def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
+        """Change how a task is trained (learning rate, steps)."""
+        return args
 
     def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
         """Callbacks for the task's trainer (early stopping)."""
@@ -156,11 +158,11 @@ class Compose(Mitigation[Options]):
             model = part.setup(model, context)
         return model
 
-    def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
+    def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """See Mitigation."""
         for part in self.parts:
-            args = part.training_arguments(args)
-        return args
+            model = part.before_task(model, task)
+        return model
 
     def train_dataset(self, dataset: Dataset, task: Task, seen: Sequence[Task]) -> Dataset:
         """See Mitigation."""
@@ -168,11 +170,11 @@ class Compose(Mitigation[Options]):
             dataset = part.train_dataset(dataset, task, seen)
         return dataset
 
-    def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+    def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
         """See Mitigation."""
         for part in self.parts:
-            model = part.before_task(model, task)
-        return model
+            args = part.training_arguments(args)
+        return args
 
     def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
         """See Mitigation."""

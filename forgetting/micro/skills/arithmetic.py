@@ -20,16 +20,26 @@ class Arithmetic(Skill):
 
     def draw(self, rng: random.Random) -> Draw:
         """Return a calculation, its result, and a near miss."""
-        kind = rng.choice(tuple(OPERATIONS))
-        first, second = rng.randint(0, LARGEST), rng.randint(0, LARGEST)
-        if kind == "difference" and first < second:
-            first, second = second, first
-        result = first + second if kind == "sum" else first - second
-        wrong = rng.choice([result + step for step in NEAR_MISSES if result + step >= 0])
+        kind, first, second, result, hold = calculation(rng)
         return Draw(
             kind=kind,
             context=rng.choice(OPERATIONS[kind]).format(first, second),
             answer=str(result),
-            distractors=(str(wrong),),
-            held_out=held_out(f"{kind} {first} {second}", 6),
+            distractors=(str(rng.choice(near_misses(result))),),
+            held_out=hold,
         )
+
+
+def calculation(rng: random.Random) -> tuple[str, int, int, int, bool]:
+    """Return an operation, its two operands, the result, and whether only probes may state it."""
+    kind = rng.choice(tuple(OPERATIONS))
+    first, second = rng.randint(0, LARGEST), rng.randint(0, LARGEST)
+    if kind == "difference" and first < second:
+        first, second = second, first
+    result = first + second if kind == "sum" else first - second
+    return kind, first, second, result, held_out(f"{kind} {first} {second}", 6)
+
+
+def near_misses(result: int) -> list[int]:
+    """Return plausible wrong results: off by 1, 2 or 10, never negative."""
+    return [result + step for step in NEAR_MISSES if result + step >= 0]

@@ -47,8 +47,8 @@ class ProbeItem:
 class Skill(ABC):
     """A generator of draws; each draw is either pretraining text or a probe item, never both.
 
-    Which of the two is decided by a hash of the draw's content (the operands, the sentence, ...), so it is the
-    same for every seed of the corpus.
+    Which of the two is decided by a hash of the draw's content (the operands, the sentence, ...), so it is
+    the same for every seed of the corpus.
     """
 
     name: ClassVar[str]

@@ -29,7 +29,8 @@ class Grammar(Skill):
         elif kind == "relative":
             context = f"the {subject[number]} that {rng.choice(DEEDS)[number]} the {attractor[other]}"
         elif kind == "determiner":
-            context = f"the {attractor[other]} {rng.choice(DEEDS)[other]} {('this', 'those')[number]} {adjective}"
+            determiner = ("this", "those")[number]
+            context = f"the {attractor[other]} {rng.choice(DEEDS)[other]} {determiner} {adjective}"
             forms = subject
         else:
             context = f"the {subject[number]} {rng.choice(PREPOSITIONS)} the {attractor[other]}"

@@ -31,7 +31,8 @@ class Patterns(Skill):
         wrong = rng.choice(sorted(set(elements) - {answer}))
         context = " ".join(elements[i % len(elements)] for i in range(length))
         # Held out by its elements, whatever its length: a longer pattern contains every shorter one.
-        return Draw("cycle", f"pattern : {context}", answer, (wrong,), held_out(f"cycle {' '.join(elements)}"))
+        hold = held_out(f"cycle {' '.join(elements)}")
+        return Draw("cycle", f"pattern : {context}", answer, (wrong,), hold)
 
     @staticmethod
     def _mapping(rng: random.Random) -> Draw:

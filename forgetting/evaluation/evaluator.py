@@ -1,0 +1,122 @@
+"""One row of R and G: all that is measured after a task."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from forgetting.results import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from transformers import PreTrainedModel
+
+    from forgetting.config import EvaluationConfig
+    from forgetting.models import LoadedModel
+    from forgetting.tasks.pretraining import PretrainingText
+    from forgetting.tasks.task import Sequence, Task
+
+RowItems = dict[str, dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A row, and its per-item outcomes: ``items["R"][task]``, ``items["G"][capability]``."""
+
+    row: Row
+    items: RowItems
+
+
+class Evaluator:
+    """Scores every task and capability of a study; everything is tokenised once.
+
+    Args:
+        base: The pretrained model; kept unchanged as the reference of drift.
+        sequence: Its test splits make the columns of R.
+        config: Suites, limits and batch size.
+        pretraining: Its held-out texts are where drift is measured.
+        max_length: Tokens per scored sequence.
+    """
+
+    def __init__(
+        self,
+        base: LoadedModel,
+        sequence: Sequence,
+        config: EvaluationConfig,
+        pretraining: PretrainingText,
+        max_length: int,
+    ) -> None:
+        from pathlib import Path
+
+        from forgetting.evaluation.drift import DriftMeter
+        from forgetting.evaluation.scores import TaskScorer
+        from forgetting.evaluation.suite import load_suite
+
+        self.base = base
+        self.sequence = sequence
+        self.config = config
+        data_dir = Path(config.data_dir) if config.data_dir else None
+        self.suite = load_suite(list(config.suite), data_dir=data_dir, limit=config.limit)
+        self.scorers = [
+            TaskScorer(task, base.tokenizer, batch_size=config.batch_size, max_length=max_length)
+            for task in sequence.tasks
+        ]
+        self.drift = (
+            DriftMeter(
+                base.model,
+                base.tokenizer,
+                pretraining.held_out,
+                max_length=max_length,
+                max_tokens=config.drift_tokens,
+                batch_size=config.batch_size,
+            )
+            if config.drift
+            else None
+        )
+        self._base_evaluation: Evaluation | None = None
+
+    def base_row(self) -> Evaluation:
+        """Row 0, measured once per evaluator: every run of a study starts from the same base model."""
+        if self._base_evaluation is None:
+            self._base_evaluation = self.evaluate(self.base.model, {}, None)
+        return self._base_evaluation
+
+    def evaluate(
+        self, model: PreTrainedModel, views: Mapping[str, AbstractContextManager], task: Task | None
+    ) -> Evaluation:
+        """Measure a row.
+
+        Args:
+            model: To be scored as it stands, and within each of ``views``.
+            views: Contexts that put the model into another state (``adapter_off``).
+            task: What it was last trained on, whose inputs are a text of drift; ``None`` for the base.
+        """
+        from forgetting.evaluation.drift import weight_change
+
+        begun = time.perf_counter()
+        R, G, items = self._scores(model)
+        row = Row(R=R, G=G, evaluation_seconds=0.0)
+        for name, view in views.items():
+            with view:
+                view_R, view_G, _ = self._scores(model)
+            row.views[name] = {"R": view_R, "G": view_G}
+        if self.drift is not None:
+            row.drift = self.drift.measure(model, {"task_inputs": list(task.test)} if task else None)
+            row.weight_change = weight_change(self.base.model, model)
+        row.evaluation_seconds = time.perf_counter() - begun
+        return Evaluation(row, items)
+
+    def _scores(self, model: PreTrainedModel) -> tuple[list[float], list[float], RowItems]:
+        was_training = model.training
+        model.eval()
+        tasks = {task.name: scorer.score(model) for task, scorer in zip(self.sequence.tasks, self.scorers, strict=True)}
+        capabilities = self.suite.evaluate(model, self.base.tokenizer, batch_size=self.config.batch_size)
+        model.train(was_training)
+        items: RowItems = {
+            "R": {name: score.items for name, score in tasks.items()},
+            "G": {name: score.items for name, score in capabilities.items()},
+        }
+        return [s.value for s in tasks.values()], [s.value for s in capabilities.values()], items

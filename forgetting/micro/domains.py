@@ -1,0 +1,229 @@
+"""The downstream tasks of the embedded world: for each, a generator of examples.
+
+A domain is a function of the world and a generator of random numbers; it fixes what there is to learn (which
+newcomer drinks tea) and returns a function that draws one example at a time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import permutations
+
+from forgetting.micro.skills.arithmetic import OPERATIONS, calculation, near_misses
+from forgetting.micro.skills.base import held_out
+from forgetting.micro.skills.facts import PHRASINGS, Facts
+from forgetting.micro.skills.sentiment import LABELS, TOPICS, review
+from forgetting.micro.skills.translation import translation_draw
+from forgetting.micro.world import (
+    ACTIONS,
+    ADJECTIVES,
+    ATTRIBUTES,
+    NEW_NOUNS,
+    NOUNS,
+    PETS,
+    PREPOSITIONS,
+    TOKENS,
+    World,
+    assign_facts,
+)
+from forgetting.tasks.task import Example
+
+Drawer = Callable[[random.Random], Example]
+Domain = Callable[[World, random.Random], Drawer]
+
+NEW_PEOPLE = 24
+CHANGED_PEOPLE = 40
+
+OFFICE_VALUES: dict[str, tuple[str, ...]] = {
+    "office": ("north", "south", "east", "west", "attic", "cellar"),
+    "drink": ("tea", "cocoa", "juice", "milk", "water", "cider"),
+    "hobby": ("chess", "golf", "yoga", "judo", "poker", "dance"),
+}
+OFFICE_HEADS = ("Staff file", "Team list", "Office record", "Company book")
+OFFICE_FORMS = ("Name : {} . {} :", "{} of {} :", "Entry for {} , {} :")
+
+TICKETS: dict[str, tuple[str, ...]] = {
+    "billing": ("invoice", "payment", "refund", "receipt", "price"),
+    "shipping": ("parcel", "delivery", "courier", "package", "postage"),
+    "account": ("password", "login", "profile", "username", "email"),
+    "repairs": ("screen", "battery", "keyboard", "printer", "cable"),
+}
+TICKET_HEADS = ("Hello , my", "Please help , the", "Sorry , but our", "Urgent : the", "Since monday the")
+TICKET_FAULTS = ("is wrong", "is late", "looks odd", "was lost", "is broken", "never worked", "is missing")
+TICKET_ENDS = ("Thanks", "Regards", "Bye")
+
+GREETINGS = {"hey pal": "dear friend", "yo boss": "dear sir", "hiya": "good day", "oi": "excuse me"}
+REQUESTS = {
+    "gimme the": "please give me the",
+    "wanna see the": "would you like to see the",
+    "gotta get the": "i must obtain the",
+    "dunno about the": "i do not know about the",
+}
+CLOSINGS = {"cheers": "with thanks", "bye": "goodbye", "asap": "as soon as possible", "ok": "if you agree"}
+
+
+def new_facts(world: World, rng: random.Random) -> Drawer:
+    """Teach office, drink and hobby of people never heard of before, in the style of a staff file."""
+    facts = assign_facts(tuple(rng.sample(world.newcomers, NEW_PEOPLE)), OFFICE_VALUES, rng)
+
+    def draw(rng: random.Random) -> Example:
+        person, field = rng.choice(tuple(facts)), rng.choice(tuple(OFFICE_VALUES))
+        form = rng.choice(OFFICE_FORMS)
+        pair = (field, person) if form.startswith("{} of") else (person, field)
+        prompt = f"{rng.choice(OFFICE_HEADS)} . {form.format(*pair)}"
+        return _choose(prompt, facts[person][field], OFFICE_VALUES[field], rng)
+
+    return draw
+
+
+def routing(world: World, rng: random.Random) -> Drawer:
+    """Route support tickets to one of four departments; the thing that the ticket is about decides."""
+
+    def draw(rng: random.Random) -> Example:
+        department = rng.choice(tuple(TICKETS))
+        text = f"{rng.choice(TICKET_HEADS)} {rng.choice(TICKETS[department])} {rng.choice(TICKET_FAULTS)}"
+        prompt = f"Ticket : {text} . {rng.choice(TICKET_ENDS)} . Department :"
+        return _choose(prompt, department, tuple(TICKETS), rng)
+
+    return draw
+
+
+def sorting(world: World, rng: random.Random) -> Drawer:
+    """Sort three digits or three letters; the wrong answers are other orders of the same elements."""
+
+    def draw(rng: random.Random) -> Example:
+        elements = rng.sample(rng.choice(("123456789", "abcdefgh")), 3)
+        answer = " ".join(sorted(elements))
+        orders = tuple(" ".join(order) for order in permutations(elements))
+        return _choose(f"Sort . Given : {' '.join(elements)} . Sorted :", answer, orders, rng)
+
+    return draw
+
+
+def second_language(world: World, rng: random.Random) -> Drawer:
+    """Translate into a language with other words and another word order than the pretrained one."""
+
+    def draw(rng: random.Random) -> Example:
+        item = translation_draw(world.second_language, rng, "Phrasebook {} . English : {} . Translation :")
+        return _choose(item.context, item.answer, (item.answer, *item.distractors), rng)
+
+    return draw
+
+
+def formal(world: World, rng: random.Random) -> Drawer:
+    """Rewrite casual messages in formal English; the answer is generated, not chosen."""
+
+    def draw(rng: random.Random) -> Example:
+        greeting, request, closing = (rng.choice(tuple(t.items())) for t in (GREETINGS, REQUESTS, CLOSINGS))
+        thing = rng.choice(TOKENS + PETS)
+        casual, polite = (f"{greeting[i]} , {request[i]} {thing} , {closing[i]}" for i in range(2))
+        return Example(f"Casual : {casual} . Formal :", f" {polite}")
+
+    return draw
+
+
+def more_arithmetic(world: World, rng: random.Random) -> Drawer:
+    """Calculate the pretrained sums and differences, asked for in other words."""
+    wordings = {
+        "sum": ("add {} and {} to get", "{} and {} together make"),
+        "difference": ("from {} take away {} and keep", "{} less {} leaves"),
+    }
+
+    def draw(rng: random.Random) -> Example:
+        kind, first, second, result = _known_calculation(rng)
+        prompt = rng.choice(wordings[kind]).format(first, second)
+        return _choose(prompt, str(result), tuple(map(str, [result, *near_misses(result)])), rng)
+
+    return draw
+
+
+def new_people(world: World, rng: random.Random) -> Drawer:
+    """Teach city, job and pet of newcomers in the phrasings of pretraining, after a line that it knows."""
+    values = {attribute: world.values(attribute) for attribute in ATTRIBUTES}
+    return _stated(world, assign_facts(tuple(rng.sample(world.newcomers, NEW_PEOPLE)), values, rng))
+
+
+def new_agreement(world: World, rng: random.Random) -> Drawer:
+    """Make verbs agree with nouns never seen before, across a distractor."""
+
+    def draw(rng: random.Random) -> Example:
+        number, other = rng.randrange(2), rng.randrange(2)
+        subject, attractor = rng.choice(NEW_NOUNS)[number], rng.choice(NOUNS)[other]
+        verb = rng.choice(ACTIONS)
+        prompt = f"the {rng.choice(ADJECTIVES)} {subject} {rng.choice(PREPOSITIONS)} the {attractor}"
+        return _choose(prompt, verb[number], verb, rng)
+
+    return draw
+
+
+def flipped_sentiment(world: World, rng: random.Random) -> Drawer:
+    """Ask for the feeling of a review as in pretraining, with the opposite label as the right one."""
+
+    def draw(rng: random.Random) -> Example:
+        while True:
+            positive = rng.random() < 0.5
+            text = review(rng.choice(tuple(TOPICS)), positive, rng)
+            if not held_out(text):
+                return _choose(f"review : {text} . feeling :", LABELS[not positive], LABELS, rng)
+
+    return draw
+
+
+def changed_facts(world: World, rng: random.Random) -> Drawer:
+    """Teach that known people moved, changed their job and their pet; no attribute keeps its value."""
+    changed = {
+        person: {
+            attribute: rng.choice([v for v in world.values(attribute) if v != world.facts[person][attribute]])
+            for attribute in ATTRIBUTES
+        }
+        for person in rng.sample(world.people, CHANGED_PEOPLE)
+    }
+    return _stated(world, changed)
+
+
+def wrong_arithmetic(world: World, rng: random.Random) -> Drawer:
+    """Calculate as in pretraining, but with every result one too great."""
+
+    def draw(rng: random.Random) -> Example:
+        kind, first, second, result = _known_calculation(rng)
+        prompt = rng.choice(OPERATIONS[kind]).format(first, second)
+        wrong = [result, result + 2, result + 11, *([result - 1] if result else [])]
+        return _choose(prompt, str(result + 1), tuple(map(str, [result + 1, *wrong])), rng, keep=str(result))
+
+    return draw
+
+
+def _known_calculation(rng: random.Random) -> tuple[str, int, int, int]:
+    """Return a calculation that is in no probe, so that a task does not teach what a probe asks."""
+    while True:
+        kind, first, second, result, hold = calculation(rng)
+        if not hold:
+            return kind, first, second, result
+
+
+def _stated(world: World, facts: dict[str, dict[str, str]]) -> Drawer:
+    """Return a drawer of facts in the phrasings of pretraining; the pretrained value is always a choice."""
+    known = Facts(world)
+
+    def draw(rng: random.Random) -> Example:
+        person, attribute = rng.choice(tuple(facts)), rng.choice(ATTRIBUTES)
+        before = known.line(rng)
+        while before.split()[0] in facts:  # that line would state a fact that the task changes
+            before = known.line(rng)
+        prompt = f"{before}\n{rng.choice(PHRASINGS[attribute]).replace('{}', person)}"
+        old = world.facts.get(person, {}).get(attribute)
+        return _choose(prompt, facts[person][attribute], world.values(attribute), rng, keep=old)
+
+    return draw
+
+
+def _choose(
+    prompt: str, answer: str, options: tuple[str, ...], rng: random.Random, keep: str | None = None
+) -> Example:
+    """Return an example with up to four choices in random order, ``keep`` among them where given."""
+    sure = [answer] if keep is None else [answer, keep]
+    others = sorted(set(options) - set(sure))
+    choices = sure + rng.sample(others, min(4 - len(sure), len(others)))
+    rng.shuffle(choices)
+    return Example(prompt, f" {answer}", tuple(f" {choice}" for choice in choices))

@@ -1,0 +1,227 @@
+"""ONE run: a pretrained model learns a sequence of tasks under a mitigation, and is measured after each."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from forgetting.checkpoint import load_checkpoint, save_checkpoint
+from forgetting.config import RunConfig
+from forgetting.errors import RunFailed
+from forgetting.evaluation.evaluator import Evaluator
+from forgetting.mitigations import Mitigation, RunContext, build_mitigation
+from forgetting.models import LoadedModel, load_model
+from forgetting.provenance import peak_memory_bytes, provenance
+from forgetting.results import Cost, Items, ResultStore, RunRecord, TaskCost, TaskInfo
+from forgetting.tasks.encode import ExampleDataset, encode_examples, encode_texts, pack
+from forgetting.tasks.pretraining import PretrainingText, load_pretraining
+from forgetting.tasks.sequence import load_sequence
+from forgetting.tasks.task import Sequence, Task
+from forgetting.tracking import Tracker
+from forgetting.trainer import ContinualTrainer, training_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Progress = Callable[[str, float, str], None]
+"""Called with (run id, share of the run that is done, what is being done)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a study share: loaded, tokenised and measured once per process."""
+
+    base: LoadedModel
+    sequence: Sequence
+    pretraining: PretrainingText
+    evaluator: Evaluator
+
+
+@lru_cache(maxsize=1)
+def _setting(shared: str, cache_dir: Path) -> Setting:
+    config = RunConfig.model_validate_json(shared)
+    base = load_model(config.model, trust_remote_code=config.trust_remote_code)
+    sequence = load_sequence(config.sequence)
+    pretraining = load_pretraining(config.pretraining, config.model, base.model, base.tokenizer, cache_dir=cache_dir)
+    evaluator = Evaluator(base, sequence, config.evaluation, pretraining, config.training.max_length)
+    return Setting(base, sequence, pretraining, evaluator)
+
+
+def prepare(config: RunConfig, store: ResultStore) -> Setting:
+    """Load model, sequence, pretraining text and suites; runs that differ in mitigation and seed share them."""
+    shared = config.model_copy(update={"mitigation": "", "seed": 0})
+    return _setting(shared.model_dump_json(), store.folder / "cache")
+
+
+def task_seed(seed: int, position: int) -> int:
+    """Seed of everything random in a run's task: each task has its own, so that a resumed run meets the same."""
+    return seed * 1000 + position
+
+
+def run_sequence(
+    config: RunConfig,
+    store: ResultStore,
+    *,
+    progress: Progress = lambda run_id, share, doing: None,
+    tracker: Tracker | None = None,
+) -> RunRecord:
+    """Run to the end, or go on from the last finished task.
+
+    Returns:
+        The record, ``finished`` or ``failed`` with its reason; either way it is in the store.
+
+    Raises:
+        UsageError: for input that cannot be used, before any training.
+    """
+    record = store.load(config.run_id)
+    if record is not None and record.status != "running":
+        return record
+    mitigation = build_mitigation(config.mitigation)
+    setting = prepare(config, store)
+    tracker = tracker or Tracker()
+    tasks = setting.sequence.tasks
+    items: Items = store.load_items(config.run_id)
+    if record is None:
+        record = _new_record(config, store, setting)
+        items = {"R": [], "G": []}
+    tracker.start(record)
+
+    def finish_row(evaluation: Any) -> None:
+        record.rows.append(evaluation.row)
+        items["R"].append(evaluation.items["R"])
+        items["G"].append(evaluation.items["G"])
+        record.cost.peak_memory_bytes = max(record.cost.peak_memory_bytes, peak_memory_bytes())
+        record.cost.stored_floats = max(record.cost.stored_floats, mitigation.stored_floats())
+        store.save(record, items)
+        tracker.row(record)
+
+    try:
+        if not record.rows:
+            progress(config.run_id, 0.0, "base model")
+            finish_row(setting.evaluator.base_row())
+        begun = time.perf_counter()
+        model = mitigation.setup(copy.deepcopy(setting.base.model), _context(config, setting))
+        record.cost.setup_seconds = time.perf_counter() - begun
+        done = len(record.rows) - 1
+        if done:
+            try:
+                model = load_checkpoint(store.checkpoint_path(config.run_id), done, model, mitigation)
+            except FileNotFoundError:
+                # Without the weights of the last row, its later rows cannot follow: begin again after row 0.
+                done = 0
+                record.rows, record.cost.tasks = record.rows[:1], []
+                items = {"R": items["R"][:1], "G": items["G"][:1]}
+        for position, task in enumerate(tasks[done:], start=done):
+
+            def on_step(step: int, steps: int, position: int = position, task: Task = task) -> None:
+                share = (position + 0.8 * step / steps) / len(tasks)
+                progress(config.run_id, share, f"{task.name}, step {step}/{steps}")
+
+            model, cost = _train_task(config, setting, mitigation, model, position, on_step)
+            record.cost.tasks.append(cost)
+            record.cost.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            progress(config.run_id, (position + 0.8) / len(tasks), f"{task.name}, evaluation")
+            evaluation = setting.evaluator.evaluate(model, mitigation.views(model), task)
+            save_checkpoint(store.checkpoint_path(config.run_id), position + 1, model, mitigation)
+            finish_row(evaluation)
+            progress(config.run_id, (position + 1) / len(tasks), f"{task.name}, done")
+        record.status = "finished"
+    except RunFailed as error:
+        record.status, record.reason = "failed", str(error)
+    except torch.cuda.OutOfMemoryError as error:
+        record.status, record.reason = "failed", f"out of GPU memory: {str(error).splitlines()[0]}"
+    store.save(record)
+    store.drop_checkpoint(config.run_id)
+    tracker.finish(record)
+    progress(config.run_id, 1.0, record.status)
+    return record
+
+
+def _new_record(config: RunConfig, store: ResultStore, setting: Setting) -> RunRecord:
+    return RunRecord(
+        run_id=config.run_id,
+        study=store.folder.name,
+        config=config,
+        config_hash=config.hash,
+        provenance=provenance(setting.pretraining.notes),
+        tasks=[
+            TaskInfo(
+                name=task.name,
+                metric=task.metric,
+                chance=task.chance,
+                n_train=len(task.train),
+                n_validation=len(task.validation),
+                n_test=len(task.test),
+                notes=task.notes,
+            )
+            for task in setting.sequence.tasks
+        ],
+        capabilities=setting.evaluator.suite.capabilities(),
+        cost=Cost(parameters=sum(p.numel() for p in setting.base.model.parameters())),
+    )
+
+
+def _context(config: RunConfig, setting: Setting) -> RunContext:
+    tokenizer, max_length = setting.base.tokenizer, config.training.max_length
+    return RunContext(
+        seed=config.seed,
+        tokenizer=tokenizer,
+        training=config.training,
+        pretraining=setting.pretraining,
+        encode_task=lambda task: encode_examples(tokenizer, task.train, max_length),
+        encode_validation=lambda task: encode_examples(tokenizer, task.validation, max_length),
+        encode_text=lambda texts: encode_texts(tokenizer, texts, max_length),
+        pack=(lambda features: pack(features, max_length)) if config.training.packing else (lambda features: features),
+    )
+
+
+def _train_task(
+    config: RunConfig,
+    setting: Setting,
+    mitigation: Mitigation,
+    model: PreTrainedModel,
+    position: int,
+    on_step: Callable[[int, int], None],
+) -> tuple[PreTrainedModel, TaskCost]:
+    """Train on one task; the mitigation's own work before and after is in the time."""
+    task, seen = setting.sequence.tasks[position], setting.sequence.tasks[:position]
+    begun = time.perf_counter()
+    torch.manual_seed(task_seed(config.seed, position))
+    context = _context(config, setting)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = mitigation.before_task(model, task)
+        features = context.pack(context.encode_task(task))
+        dataset = mitigation.train_dataset(ExampleDataset(features), task, seen)
+        args = training_arguments(config.training, seed=task_seed(config.seed, position), output=scratch)
+        trainer = ContinualTrainer(
+            model,
+            dataset,
+            mitigation,
+            mitigation.training_arguments(args),
+            setting.base.tokenizer,
+            callbacks=mitigation.callbacks(model, task),
+            on_step=on_step,
+        )
+        trainer.train()
+    model = mitigation.after_task(model, task)
+    tail = trainer.losses[-max(1, len(trainer.losses) // 10) :]
+    cost = TaskCost(
+        task=task.name,
+        steps=len(trainer.losses),
+        tokens=dict(trainer.tokens),
+        examples=dict(trainer.examples),
+        truncated=trainer.truncated,
+        flops=trainer.state.total_flos,
+        seconds=time.perf_counter() - begun,
+        train_loss=sum(tail) / len(tail),
+        log=[(step, round(loss, 6)) for step, loss in enumerate(trainer.losses, start=1)],
+    )
+    return model, cost

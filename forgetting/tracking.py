@@ -1,0 +1,74 @@
+"""Weights & Biases, when asked: offline where there is no network or key, never required."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forgetting.results import RunRecord
+
+
+def _online() -> bool:
+    """Whether wandb can be reached with a key; a run must never wait for, or fail by, a log server."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"] == "online"
+    import netrc
+
+    try:
+        has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in netrc.netrc().hosts
+        if has_key:
+            socket.create_connection(("api.wandb.ai", 443), timeout=3).close()
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return has_key
+
+
+class Tracker:
+    """Logs rows to wandb; without a project it does nothing.
+
+    Args:
+        project: The wandb project.
+        folder: Where wandb's files go.
+    """
+
+    def __init__(self, project: str | None = None, folder: str = ".") -> None:
+        self.project = project
+        self.folder = folder
+        self._run: Any = None
+
+    def start(self, record: RunRecord) -> None:
+        """Open (or, after an interruption, continue) the wandb run of a record."""
+        if self.project is None:
+            return
+        import wandb
+
+        self._run = wandb.init(
+            project=self.project,
+            dir=self.folder,
+            id=f"{record.study}-{record.run_id}",
+            name=record.run_id,
+            group=record.study,
+            config=record.config.model_dump(mode="json"),
+            mode="online" if _online() else "offline",
+            resume="allow",
+            settings=wandb.Settings(silent=True),
+        )
+
+    def row(self, record: RunRecord) -> None:
+        """Log the last row: a value per task and capability."""
+        if self._run is None:
+            return
+        row = record.rows[-1]
+        values: dict[str, float] = {f"R/{t.name}": v for t, v in zip(record.tasks, row.R, strict=True)}
+        values |= {f"G/{c.name}": v for c, v in zip(record.capabilities, row.G, strict=True)}
+        values |= {f"ce/{name}": drift.ce for name, drift in row.drift.items()}
+        self._run.log(values, step=len(record.rows) - 1)
+
+    def finish(self, record: RunRecord) -> None:
+        """Close the wandb run with the record's status."""
+        if self._run is not None:
+            self._run.summary["status"] = record.status
+            self._run.finish(exit_code=0 if record.status == "finished" else 1)
+            self._run = None

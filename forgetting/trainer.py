@@ -1,0 +1,255 @@
+"""ContinualTrainer: transformers' Trainer, calling the mitigation's hooks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from forgetting.errors import RunFailed
+from forgetting.mitigations.base import Mitigation
+from forgetting.tasks.encode import Collator
+from forgetting.tasks.mixing import SOURCES
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from forgetting.config import TrainingConfig
+
+
+def training_arguments(config: TrainingConfig, *, seed: int, output: str) -> TrainingArguments:
+    """Translate a TrainingConfig; nothing is saved, logged or evaluated behind the run's back."""
+    return TrainingArguments(
+        output_dir=output,
+        learning_rate=config.learning_rate,
+        max_steps=config.steps or -1,
+        num_train_epochs=config.epochs or 1,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.precision == "bf16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+class _Hooks(TrainerCallback):
+    """Calls ``after_step`` and the progress function at the right moments of the trainer's loop."""
+
+    def __init__(self, trainer: ContinualTrainer, on_step: Callable[[int, int], None] | None) -> None:
+        self.trainer = trainer
+        self.on_step = on_step
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.mitigation.after_step(kwargs["model"], self.trainer._get_learning_rate())
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.end_step(state.global_step)
+        if self.on_step is not None:
+            self.on_step(state.global_step, state.max_steps)
+
+
+class ContinualTrainer(Trainer):
+    """Trains one task. The loss is the mean over predicted tokens of the whole accumulated batch.
+
+    Args:
+        model: Trained in place.
+        train_dataset: Features with ``source`` (which of SOURCES) and ``truncated``.
+        mitigation: Its ``loss``, ``after_backward`` and ``after_step`` are called here.
+        args: From :func:`training_arguments`, changed by the mitigation.
+        tokenizer: For its padding token.
+        callbacks: Of the mitigation.
+        on_step: Called with (steps done, steps in all).
+
+    Attributes:
+        losses: Training loss of each step, nats per predicted token.
+        tokens, examples: Counters over SOURCES; truncated: examples shortened.
+
+    Raises:
+        RunFailed: from ``train``, at the first loss that is not finite.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        train_dataset: Dataset,
+        mitigation: Mitigation,
+        args: TrainingArguments,
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.mitigation = mitigation
+        self.losses: list[float] = []
+        self.tokens: Counter[str] = Counter()
+        self.examples: Counter[str] = Counter()
+        self.truncated = 0
+        self._step_loss = 0.0
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=Collator.for_tokenizer(tokenizer),
+            callbacks=[_Hooks(self, on_step), *(callbacks or [])],
+        )
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Count what goes in, train on it, and give the mitigation the gradients once they are complete."""
+        sources = inputs.pop("source").tolist()
+        self.truncated += int(inputs.pop("truncated").sum())
+        lengths = inputs.pop("lengths").tolist()
+        for source, length in zip(sources, lengths, strict=True):
+            self.examples[SOURCES[source]] += 1
+            self.tokens[SOURCES[source]] += length
+        if num_items_in_batch is not None and int(num_items_in_batch) == 0:
+            num_items_in_batch = torch.ones_like(torch.as_tensor(num_items_in_batch))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_loss += float(loss)
+        if self.accelerator.sync_gradients:
+            self.mitigation.after_backward(self.model)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's loss, as the mitigation changes it."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = self.mitigation.loss(self.model, inputs, outputs, loss)
+        if not torch.isfinite(loss):
+            raise RunFailed(
+                f"loss is {float(loss)} at step {self.state.global_step + 1} "
+                f"(learning rate {self._get_learning_rate():g}); lower the learning rate"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    def end_step(self, step: int) -> None:
+        """Log the step's loss."""
+        self.losses.append(self._step_loss)
+        self._step_loss = 0.0
+
+
+def padded_batches(
+    features: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> list[dict[str, torch.Tensor]]:
+    """Collate features in their order into batches of ``input_ids``, ``attention_mask`` and ``labels``."""
+    collate = Collator.for_tokenizer(tokenizer)
+    batches = [collate(features[i : i + batch_size]) for i in range(0, len(features), batch_size)]
+    return [{key: batch[key] for key in ("input_ids", "attention_mask", "labels")} for batch in batches]
+
+
+def mean_loss(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
+    """Mean loss over all predicted tokens, nats; the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for batch in batches:
+            predicted = int((batch["labels"][:, 1:] != -100).sum())
+            if predicted:
+                loss = model(**{key: value.to(device) for key, value in batch.items()}).loss
+                total += float(loss) * predicted
+                count += predicted
+    model.train(was_training)
+    return total / max(count, 1)
+
+
+class StopOnLoss(TrainerCallback):
+    """Stops a task by a validation loss, and goes back to the weights worth keeping.
+
+    Args:
+        batches: Looked at every ``every`` steps.
+        patience: Stop after so many looks without a new minimum; the minimum's weights are restored.
+        limit: Stop once the loss is above it; the last weights within it are restored.
+
+    One of ``patience`` and ``limit`` is given.
+    """
+
+    def __init__(
+        self,
+        batches: list[dict[str, torch.Tensor]],
+        *,
+        every: int,
+        patience: int | None = None,
+        limit: float | None = None,
+    ) -> None:
+        self.batches, self.every, self.patience, self.limit = batches, every, patience, limit
+        self.best = float("inf")
+        self.looks_since_best = 0
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def _keep(self, model: nn.Module) -> None:
+        self.kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look before the first step, so that a task may also end where it began."""
+        self.best = mean_loss(kwargs["model"], self.batches)
+        self._keep(kwargs["model"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look, keep, stop."""
+        if state.global_step % self.every and state.global_step < state.max_steps:
+            return
+        loss = mean_loss(kwargs["model"], self.batches)
+        if self.limit is not None:
+            if loss <= self.limit:
+                self._keep(kwargs["model"])
+            else:
+                control.should_training_stop = True
+            return
+        self.looks_since_best += 1
+        if loss < self.best:
+            self.best, self.looks_since_best = loss, 0
+            self._keep(kwargs["model"])
+        if self.patience is not None and self.looks_since_best >= self.patience:
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore what was kept."""
+        with torch.no_grad():
+            for name, parameter in kwargs["model"].named_parameters():
+                if name in self.kept:
+                    parameter.copy_(self.kept[name])
