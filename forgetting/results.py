@@ -191,17 +191,24 @@ class ResultStore:
             UsageError: if it holds a study with another configuration, or cannot be written.
         """
         store = cls(folder)
-        if store.config_path.exists():
-            existing = store.config()
-            if existing != config:
-                old, new = existing.model_dump(mode="json"), config.model_dump(mode="json")
-                changed = next(key for key in new if new[key] != old[key])
-                raise UsageError(
-                    f"output {str(store.folder)!r}: holds another study ({changed}: {old[changed]!r} there, "
-                    f"{new[changed]!r} here); give another --output or name"
-                )
+        store.check(config)
         write_atomically(store.config_path, write_yaml(config).encode())
         return store
+
+    def check(self, config: StudyConfig) -> None:
+        """Raise UsageError if the folder holds a study with another configuration, or cannot become one."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"output {str(self.folder)!r}: is a file; give a folder")
+        if not self.config_path.exists():
+            return
+        existing = self.config()
+        if existing != config:
+            old, new = existing.model_dump(mode="json"), config.model_dump(mode="json")
+            changed = next(key for key in new if new[key] != old[key])
+            raise UsageError(
+                f"output {str(self.folder)!r}: holds another study ({changed}: {old[changed]!r} there, "
+                f"{new[changed]!r} here); give another --output or name"
+            )
 
     @classmethod
     def existing(cls, folder: Path | str) -> ResultStore:

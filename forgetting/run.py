@@ -88,10 +88,12 @@ def run_sequence(
     setting = prepare(config, store)
     tracker = tracker or Tracker()
     tasks = setting.sequence.tasks
-    items: Items = store.load_items(config.run_id)
+    items: Items = {"R": [], "G": []}
     if record is None:
         record = _new_record(config, store, setting)
-        items = {"R": [], "G": []}
+    else:  # items are written before the record: a kill in between leaves a row too many
+        stored = store.load_items(config.run_id)
+        items = {"R": stored["R"][: len(record.rows)], "G": stored["G"][: len(record.rows)]}
     tracker.start(record)
 
     def finish_row(evaluation: Any) -> None:

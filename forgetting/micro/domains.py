@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import permutations
 
 from forgetting.micro.skills.arithmetic import OPERATIONS, calculation, near_misses
-from forgetting.micro.skills.base import held_out
+from forgetting.micro.skills.base import comparable, held_out
 from forgetting.micro.skills.facts import PHRASINGS, Facts
 from forgetting.micro.skills.sentiment import LABELS, TOPICS, review
 from forgetting.micro.skills.translation import translation_draw
@@ -106,7 +106,7 @@ def second_language(world: World, rng: random.Random) -> Drawer:
 
     def draw(rng: random.Random) -> Example:
         item = translation_draw(world.second_language, rng, "Phrasebook {} . English : {} . Translation :")
-        return _choose(item.context, item.answer, (item.answer, *item.distractors), rng)
+        return _choose(item.context, item.answer, item.distractors, rng)
 
     return draw
 
@@ -133,7 +133,7 @@ def more_arithmetic(world: World, rng: random.Random) -> Drawer:
     def draw(rng: random.Random) -> Example:
         kind, first, second, result = _known_calculation(rng)
         prompt = rng.choice(wordings[kind]).format(first, second)
-        return _choose(prompt, str(result), tuple(map(str, [result, *near_misses(result)])), rng)
+        return _choose(prompt, str(result), tuple(map(str, near_misses(result))), rng)
 
     return draw
 
@@ -188,8 +188,8 @@ def wrong_arithmetic(world: World, rng: random.Random) -> Drawer:
     def draw(rng: random.Random) -> Example:
         kind, first, second, result = _known_calculation(rng)
         prompt = rng.choice(OPERATIONS[kind]).format(first, second)
-        wrong = [result, result + 2, result + 11, *([result - 1] if result else [])]
-        return _choose(prompt, str(result + 1), tuple(map(str, [result + 1, *wrong])), rng, keep=str(result))
+        wrong = tuple(map(str, near_misses(result + 1)))
+        return _choose(prompt, str(result + 1), wrong, rng, keep=str(result))
 
     return draw
 
@@ -209,7 +209,9 @@ def _stated(world: World, facts: dict[str, dict[str, str]]) -> Drawer:
     def draw(rng: random.Random) -> Example:
         person, attribute = rng.choice(tuple(facts)), rng.choice(ATTRIBUTES)
         before = known.line(rng)
-        while before.split()[0] in facts:  # that line would state a fact that the task changes
+        while not facts.keys().isdisjoint(
+            before.split()
+        ):  # that line would state a fact that the task changes
             before = known.line(rng)
         prompt = f"{before}\n{rng.choice(PHRASINGS[attribute]).replace('{}', person)}"
         old = world.facts.get(person, {}).get(attribute)
@@ -223,7 +225,7 @@ def _choose(
 ) -> Example:
     """Return an example with up to four choices in random order, ``keep`` among them where given."""
     sure = [answer] if keep is None else [answer, keep]
-    others = sorted(set(options) - set(sure))
+    others = [option for option in sorted(set(options) - set(sure)) if comparable(answer, option)]
     choices = sure + rng.sample(others, min(4 - len(sure), len(others)))
     rng.shuffle(choices)
     return Example(prompt, f" {answer}", tuple(f" {choice}" for choice in choices))

@@ -51,8 +51,8 @@ class PretrainingResult:
 def pretrain(
     output: str | Path,
     *,
-    steps: int = 3000,
-    batch_size: int = 32,
+    steps: int = 5000,
+    batch_size: int = 16,
     context: int = 128,
     learning_rate: float = 3e-3,
     seed: int = 0,
@@ -142,7 +142,7 @@ def pretrain(
     )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    model.to("cpu").save_pretrained(folder)
+    model.cpu().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(_card(result, batch_size, context, learning_rate), encoding="utf-8")
     return result

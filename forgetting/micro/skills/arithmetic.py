@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import ClassVar
 
-from forgetting.micro.skills.base import Draw, Skill, held_out
+from forgetting.micro.skills.base import Draw, Skill, comparable, held_out
 
 LARGEST = 20
 OPERATIONS = {"sum": ("{} + {} =", "{} plus {} is"), "difference": ("{} - {} =", "{} minus {} is")}
@@ -42,4 +42,5 @@ def calculation(rng: random.Random) -> tuple[str, int, int, int, bool]:
 
 def near_misses(result: int) -> list[int]:
     """Return plausible wrong results: off by 1, 2 or 10, never negative."""
-    return [result + step for step in NEAR_MISSES if result + step >= 0]
+    wrong = [result + step for step in NEAR_MISSES if result + step >= 0]
+    return [number for number in wrong if comparable(str(number), str(result))]

@@ -103,3 +103,16 @@ class Skill(ABC):
 def held_out(content: str, share: int = 8) -> bool:
     """Return whether a draw's content is one of the 1 in ``share`` that only probes may say."""
     return bucket(content, share) == 0
+
+
+def comparable(first: str, second: str) -> bool:
+    """Return whether neither text begins with the other, in whole words and single digits.
+
+    A beginning is never less probable than the whole, so no model could prefer the longer choice of the two.
+    """
+    shared = list(zip(_units(first), _units(second), strict=False))
+    return any(a != b for a, b in shared)
+
+
+def _units(text: str) -> list[str]:
+    return [unit for word in text.split() for unit in (word if word.isdigit() else [word])]

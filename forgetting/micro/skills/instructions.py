@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import ClassVar
 
-from forgetting.micro.skills.base import Draw, Skill, held_out
+from forgetting.micro.skills.base import Draw, Skill, comparable, held_out
 from forgetting.micro.world import ADJECTIVES, TOKENS
 
 FORMATS: dict[str, Callable[[str], str]] = {
@@ -26,12 +26,14 @@ class Instructions(Skill):
 
     def draw(self, rng: random.Random) -> Draw:
         """Return an instruction with its content, and the answer in the right and in another format."""
-        kind, other = rng.sample(tuple(FORMATS), 2)
+        kind = rng.choice(tuple(FORMATS))
         content = f"{rng.choice(ADJECTIVES)} {rng.choice(TOKENS)}"
+        answers = {name: write(content) for name, write in FORMATS.items()}
+        wrong = [text for text in answers.values() if comparable(text, answers[kind])]
         return Draw(
             kind=kind,
             context=f"answer {kind} : {content} .",
-            answer=FORMATS[kind](content),
-            distractors=(FORMATS[other](content),),
+            answer=answers[kind],
+            distractors=(rng.choice(wrong),),
             held_out=held_out(f"{kind} {content}", 3),
         )

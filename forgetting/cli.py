@@ -1,0 +1,233 @@
+"""The command line; each command is a few lines that call the package, imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forgetting.errors import ForgettingError, UsageError
+
+if TYPE_CHECKING:
+    from forgetting.config import StudyConfig
+
+app = typer.Typer(
+    name="forgetting",
+    help="Fine-tune pretrained models over tasks, mitigate what they forget, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+micro = typer.Typer(help="The embedded world: its generator and its pretrained model.", no_args_is_help=True)
+app.add_typer(micro, name="micro")
+
+Workers = Annotated[int, typer.Option(min=1, help="Processes; the cores are divided among them.")]
+Wandb = Annotated[str | None, typer.Option("--wandb", help="Log to this wandb project too (offline if need be).")]
+
+
+def _study(folder: Path, config: StudyConfig, *, workers: int, wandb: str | None) -> None:
+    """Plan, run with progress, report; exit code 1 where a run failed."""
+    from forgetting.display import RunProgress, print_outcome, print_plan
+    from forgetting.report import write_report
+    from forgetting.study import run_study
+
+    with RunProgress() as progress:
+        records = run_study(
+            config,
+            folder,
+            workers=workers,
+            progress=progress.update,
+            wandb_project=wandb,
+            on_plan=lambda plan: (print_plan(plan, folder), progress.expect(plan))[1],
+        )
+    print_outcome(folder, write_report(folder))
+    if any(record.status == "failed" for record in records):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    workers: Workers = 2,
+) -> None:
+    """Run the embedded model over five tasks under every headline mitigation: table, figures, HTML report."""
+    from forgetting.demo import demo_study
+
+    _study(output, demo_study(seeds), workers=workers, wandb=None)
+
+
+@app.command()
+def run(
+    study: Annotated[Path | None, typer.Argument(help="A study file (YAML); flags change what it says.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study.")] = None,
+    model: Annotated[str | None, typer.Option(help="micro, a transformers folder, or a hub id.")] = None,
+    sequence: Annotated[str | None, typer.Option(help="A named sequence.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="A JSONL file of your own as a task, instead of --sequence; repeatable.")
+    ] = None,
+    data_dir: Annotated[str | None, typer.Option(help="Local folder with the sequence's data.")] = None,
+    mitigation: Annotated[
+        list[str] | None, typer.Option(help="name:option=value+name; repeatable (see `list mitigations`).")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Base learning rate.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps per task.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Epochs per task, instead of steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per batch.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens per sequence.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Capability suite, lm-eval task, or folder of YAML; repeatable.")
+    ] = None,
+    suite_dir: Annotated[str | None, typer.Option(help="Local folder with the suites' data.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Items per capability.")] = None,
+    pretraining: Annotated[
+        str | None, typer.Option(help="Text like the pretraining data: micro, self, a file, or a hub data set.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other key: training.packing=true; repeatable.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the study (default: results/<name>).")] = None,
+    workers: Workers = 1,
+    wandb: Wandb = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that came with the model run. Dangerous.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+) -> None:
+    """Run a study from a YAML file, from flags, or both."""
+    from forgetting.config import parse_study, read_yaml
+    from forgetting.display import print_plan
+
+    values: dict[str, Any] = read_yaml(study) if study else {}
+    flags: dict[str, Any] = {
+        "name": name,
+        "model": model,
+        "mitigations": mitigation,
+        "seeds": seeds,
+        "training.learning_rate": learning_rate,
+        "training.steps": steps,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "training.max_length": max_length,
+        "evaluation.suite": suite,
+        "evaluation.data_dir": suite_dir,
+        "evaluation.limit": limit,
+        "pretraining.source": pretraining,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    if sequence is not None and data:
+        raise UsageError("--sequence and --data are both given; give one")
+    if sequence is not None:
+        values["sequence"] = {"name": sequence}
+    if data:
+        tasks = [{"name": path.stem, "train": str(path)} for path in data]
+        values["sequence"] = {"name": "-".join(path.stem for path in data), "tasks": tasks}
+    if data_dir is not None:
+        if isinstance(values.get("sequence"), str):
+            values["sequence"] = {"name": values["sequence"]}
+        flags["sequence.data_dir"] = data_dir
+    for key, value in flags.items():
+        if value is not None:
+            _assign(values, key, value)
+    for item in settings or []:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {item!r}: is not key=value, such as training.packing=true")
+        _assign(values, key, _scalar(text))
+    if steps is not None:
+        values["training"].pop("epochs", None)
+    if epochs is not None and steps is None:
+        values["training"].pop("steps", None)
+    values.setdefault("name", study.stem if study else "study")
+    config = parse_study(values, source=str(study) if study else "flags")
+    folder = output or Path("results") / config.name
+    if dry_run:
+        from forgetting.study import plan_study
+
+        print_plan(plan_study(config, folder), folder)
+        return
+    _study(folder, config, workers=workers, wandb=wandb)
+
+
+def _scalar(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested mappings."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UsageError(f"{key}: {parent} is {child!r}, which has no keys of its own")
+        values = child
+    values[last] = value
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder of a study that was begun.")],
+    workers: Workers = 1,
+    wandb: Wandb = None,
+) -> None:
+    """Continue a study after a crash, a kill or a full disk, from each run's last finished task."""
+    from forgetting.results import ResultStore
+
+    _study(folder, ResultStore.existing(folder).config(), workers=workers, wandb=wandb)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
+    """Make summary, figures, tables and one self-contained HTML page from a study's results."""
+    from forgetting.display import print_outcome
+    from forgetting.report import write_report
+    from forgetting.results import ResultStore
+
+    ResultStore.existing(folder)
+    print_outcome(folder, write_report(folder))
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="mitigations, sequences, suites or models")]) -> None:
+    """List what can be named in a study."""
+    from forgetting.display import print_list
+
+    print_list(what)
+
+
+@micro.command()
+def pretrain(
+    output: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("micro-model"),
+    size: Annotated[str, typer.Option(help="300k, 1M or 4M parameters.")] = "1M",
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps (default: the shipped model's).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of initialisation and text.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is).")] = None,
+) -> None:
+    """Pretrain the embedded model again, on CPU or GPU."""
+    from forgetting.micro.pretrain import pretrain as pretrain_model
+
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    pretrain_model(output, seed=seed, device=device, model_size=size, **options)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
+    try:
+        app(standalone_mode=True)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ForgettingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; finished tasks are stored, continue with: forgetting resume FOLDER", file=sys.stderr)
+        sys.exit(130)

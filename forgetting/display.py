@@ -1,0 +1,157 @@
+"""What the terminal shows: plan, progress, outcome, lists (rich)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from forgetting.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from forgetting.report import ReportPaths
+    from forgetting.study import Plan
+
+console = Console()
+
+LISTS = ("mitigations", "sequences", "suites", "models")
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as a person would: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def print_plan(plan: Plan, folder: Path) -> None:
+    """Print what a study will do: runs, steps, estimated time."""
+    table = Table(title=f"Plan of {folder}", title_justify="left")
+    table.add_column("mitigation", overflow="fold")
+    table.add_column("seeds")
+    table.add_column("steps per run", justify="right")
+    table.add_column("state", justify="right")
+    by_mitigation: dict[str, list] = {}
+    for run in plan.runs:
+        by_mitigation.setdefault(run.config.mitigation, []).append(run)
+    for mitigation, runs in by_mitigation.items():
+        finished = sum(run.finished for run in runs)
+        begun = sum(not run.finished and run.rows_done > 0 for run in runs)
+        state = f"{finished}/{len(runs)} done" + (f", {begun} begun" if begun else "")
+        table.add_row(mitigation, ", ".join(str(run.config.seed) for run in runs), str(runs[0].steps), state)
+    console.print(table)
+    for warning in plan.warnings:
+        console.print(f"note: {warning}", markup=False, highlight=False)
+    left = plan.left
+    console.print(
+        f"{len(left)} of {len(plan.runs)} runs to do over {len(plan.tasks)} tasks ({', '.join(plan.tasks)}), "
+        f"{sum(run.steps for run in left)} steps, about {duration(plan.seconds)} in one process",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+class RunProgress:
+    """A bar over all runs with an estimate; where there is no terminal, a line per finished task."""
+
+    def __init__(self) -> None:
+        self._shares: dict[str, float] = {}
+        self._bar = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+        )
+        self._id: TaskID | None = None
+
+    def __enter__(self) -> RunProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def expect(self, plan: Plan) -> None:
+        """Start the bar over the runs that are left."""
+        if plan.left:
+            self._shares = {run.config.run_id: 0.0 for run in plan.left}
+            self._id = self._bar.add_task("starting", total=float(len(plan.left)))
+            if console.is_terminal:
+                self._bar.start()
+
+    def update(self, run_id: str, share: float, doing: str) -> None:
+        """Take one report of a run; see ``forgetting.run.Progress``."""
+        if self._id is None:
+            return
+        self._shares[run_id] = share
+        finished = sum(value >= 1 for value in self._shares.values())
+        description = f"{finished}/{len(self._shares)} runs · {run_id}: {doing}"
+        self._bar.update(self._id, completed=sum(self._shares.values()), description=description)
+        if not console.is_terminal and doing.endswith((", done", "finished", "failed")):
+            left = self._bar.tasks[0].time_remaining
+            estimate = "" if left is None else f", about {duration(left)} left"
+            console.print(f"{description}{estimate}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_outcome(folder: Path, paths: ReportPaths) -> None:
+    """Print the table, the failures, and where the files are."""
+    from forgetting.report import terminal_table
+    from forgetting.results import ResultStore
+
+    console.print(terminal_table(paths.frame))
+    for record in ResultStore(folder).records():
+        if record.status != "finished":
+            console.print(f"{record.run_id}: {record.status}: {record.reason or 'not finished'}", markup=False)
+    for path in [*paths.figures, paths.summary, paths.page]:
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_list(what: str) -> None:
+    """Print a registry.
+
+    Raises:
+        UsageError: if there is no such list.
+    """
+    if what not in LISTS:
+        raise UsageError(f"list {what!r}: is none of {', '.join(LISTS)}{did_you_mean(what, LISTS)}")
+    table = Table(show_lines=what == "mitigations")
+    if what == "mitigations":
+        from forgetting.mitigations import get_mitigation, mitigation_names
+
+        for column in ("name", "what it does", "options (default)", "cost"):
+            table.add_column(column, overflow="fold")
+        for name in mitigation_names():
+            cls = get_mitigation(name)
+            options = [f"{key} ({field.default}): {field.description}" for key, field in cls.Options.model_fields.items()]
+            table.add_row(name, f"{cls.summary}\n{cls.equation}\n{cls.paper}", "\n".join(options), cls.cost)
+    else:
+        table.add_column("name", overflow="fold", no_wrap=True)
+        table.add_column("what it is", overflow="fold")
+        for name, description in _described(what).items():
+            table.add_row(name, description)
+    console.print(table)
+
+
+def _described(what: str) -> dict[str, str]:
+    if what == "sequences":
+        from forgetting.tasks.sequence import SEQUENCES
+
+        return {name: SEQUENCES.get(name).description for name in SEQUENCES}
+    if what == "suites":
+        from forgetting.evaluation.suite import SUITES
+
+        return {name: SUITES.get(name).description for name in SUITES}
+    from forgetting.models import EMBEDDED
+
+    local = {"FOLDER": "a local transformers folder with safetensors", "OWNER/NAME": "a causal language model of the hub"}
+    return {**EMBEDDED, **local}

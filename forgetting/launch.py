@@ -1,0 +1,106 @@
+"""Launching runs: in this process, or in several local ones."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import Queue
+from pathlib import Path
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from forgetting.config import RunConfig
+from forgetting.errors import ForgettingError, UsageError
+from forgetting.results import ResultStore
+
+if TYPE_CHECKING:
+    from forgetting.run import Progress
+
+_events: Queue[tuple[str, float, str]] | None = None
+
+
+def _begin_worker(events: Queue[tuple[str, float, str]], threads: int) -> None:
+    global _events
+    _events = events
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _report(run_id: str, share: float, doing: str) -> None:
+    assert _events is not None
+    _events.put((run_id, share, doing))
+
+
+def _run_in_worker(run: dict[str, Any], folder: str, wandb_project: str | None) -> None:
+    from forgetting.run import run_sequence
+    from forgetting.tracking import Tracker
+
+    store = ResultStore(folder)
+    run_sequence(RunConfig(**run), store, progress=_report, tracker=Tracker(wandb_project, folder))
+
+
+def launch(
+    runs: list[RunConfig],
+    store: ResultStore,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    wandb_project: str | None = None,
+) -> None:
+    """Run all, in order; what is finished is in the store whatever happens to the rest.
+
+    Args:
+        runs: What to run.
+        store: Where results go.
+        workers: Processes, each with an equal part of the cores; never more than there are runs.
+        progress: Called in this process.
+        wandb_project: Log there too.
+
+    Raises:
+        UsageError: if a worker was killed (out of memory, say); what it was doing can be resumed.
+    """
+    report: Progress = progress or (lambda run_id, share, doing: None)
+    workers = min(workers, len(runs))
+    if workers <= 1:
+        from forgetting.run import run_sequence
+        from forgetting.tracking import Tracker
+
+        for run in runs:
+            run_sequence(run, store, progress=report, tracker=Tracker(wandb_project, str(store.folder)))
+        return
+    context = multiprocessing.get_context("spawn")  # a forked torch with threads can deadlock
+    events: Queue[tuple[str, float, str]] = context.Queue()
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(events, threads))
+    folder = str(Path(store.folder).absolute())
+    try:
+        waiting: set[Future[None]] = {
+            pool.submit(_run_in_worker, run.model_dump(mode="json"), folder, wandb_project) for run in runs
+        }
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            _drain(events, report)
+            for future in done:
+                future.result()
+    except BrokenProcessPool:
+        raise UsageError(
+            f"study {str(store.folder)!r}: a worker process was killed (out of memory?); finished rows are stored, "
+            f"continue with: forgetting resume {store.folder}"
+        ) from None
+    except (ForgettingError, KeyboardInterrupt):
+        for process in list(getattr(pool, "_processes", {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _drain(events: Queue[tuple[str, float, str]], report: Progress) -> None:
+    while True:
+        try:
+            report(*events.get_nowait())
+        except Empty:
+            return

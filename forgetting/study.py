@@ -1,0 +1,170 @@
+"""A study: plan a grid of runs, launch them, resume what was interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forgetting.config import RunConfig, StudyConfig
+from forgetting.errors import UsageError
+from forgetting.mitigations import build_mitigation
+from forgetting.results import ResultStore, RunRecord
+
+if TYPE_CHECKING:
+    from forgetting.run import Progress, Setting
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan.
+
+    Attributes:
+        config: What will run.
+        steps: Optimizer steps over all tasks, as far as they are known before training.
+        rows_done: Rows that an earlier start already finished.
+        finished: Whether there is nothing left to do.
+    """
+
+    config: RunConfig
+    steps: int
+    rows_done: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will do, known before any training.
+
+    Attributes:
+        runs: In the order in which they start.
+        tasks: Names, in order.
+        seconds: Estimate for what is left, one process, from timed training steps and scored batches.
+        warnings: What the user should know (duplicates between train and test, untested settings).
+    """
+
+    runs: list[PlannedRun]
+    tasks: list[str]
+    seconds: float
+    warnings: list[str]
+
+    @property
+    def left(self) -> list[PlannedRun]:
+        """Runs that are not finished."""
+        return [run for run in self.runs if not run.finished]
+
+
+def _steps(config: RunConfig, sizes: list[int]) -> int:
+    """Optimizer steps of a run over tasks of these training sizes; early stopping can only shorten them."""
+    from math import ceil
+    from tempfile import gettempdir
+
+    from forgetting.trainer import training_arguments
+
+    arguments = training_arguments(config.training, seed=0, output=gettempdir())
+    arguments = build_mitigation(config.mitigation).training_arguments(arguments)
+    if arguments.max_steps > 0:
+        return arguments.max_steps * len(sizes)
+    per_step = config.training.batch_size * config.training.gradient_accumulation
+    return sum(ceil(ceil(size / per_step) * arguments.num_train_epochs) for size in sizes)
+
+
+def _seconds_per_step(setting: Setting, config: RunConfig) -> float:
+    """Time two forward and backward passes of the first task, on a copy of nothing: gradients are dropped."""
+    from forgetting.tasks.encode import encode_examples
+    from forgetting.trainer import padded_batches
+
+    examples = setting.sequence.tasks[0].train[: config.training.batch_size]
+    features = encode_examples(setting.base.tokenizer, examples, config.training.max_length)
+    batch = padded_batches(features, setting.base.tokenizer, config.training.batch_size)[0]
+    model = setting.base.model
+    inputs = {key: value.to(model.device) for key, value in batch.items()}
+    times = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        model(**inputs).loss.backward()
+        model.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - begun)
+    # The optimizer and the trainer's own loop cost about a third more than the two passes.
+    return 1.35 * min(times) * config.training.gradient_accumulation
+
+
+def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
+    """Check everything that can be checked, and say what a study will do; trains nothing, writes nothing.
+
+    Raises:
+        UsageError: for anything in the configuration that cannot be used.
+    """
+    for text in config.mitigations:
+        build_mitigation(text)
+    from forgetting.run import prepare
+
+    store = ResultStore(folder)
+    store.check(config)
+    runs = config.runs()
+    setting = prepare(runs[0], store)
+    tasks = setting.sequence.tasks
+    planned = []
+    for run in runs:
+        record = store.load(run.run_id)
+        planned.append(
+            PlannedRun(
+                config=run,
+                steps=_steps(run, [len(task.train) for task in tasks]),
+                rows_done=len(record.rows) if record else 0,
+                finished=record is not None and record.status != "running",
+            )
+        )
+    per_step = _seconds_per_step(setting, runs[0])
+    per_row = setting.evaluator.estimate_seconds()
+    seconds = per_row + sum(
+        (1 - max(run.rows_done - 1, 0) / len(tasks)) * (run.steps * per_step + len(tasks) * per_row)
+        for run in planned
+        if not run.finished
+    )
+    warnings = [
+        f"task {task.name!r}: {key.replace('_', ' ')}: {value}" for task in tasks for key, value in task.notes.items()
+    ]
+    if config.trust_remote_code:
+        warnings.append("trust_remote_code is ON: code that came with the model will run on this machine")
+    return Plan(planned, [task.name for task in tasks], seconds, warnings)
+
+
+def run_study(
+    config: StudyConfig,
+    folder: Path | str,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    wandb_project: str | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+) -> list[RunRecord]:
+    """Run a study, or what is left of it.
+
+    Args:
+        config: The grid.
+        folder: Where its results go; a folder that holds this very study is continued.
+        workers: Processes; the cores are divided among them.
+        progress: Called as runs proceed.
+        wandb_project: Log there too.
+        on_plan: Called with the plan before the first run.
+
+    Returns:
+        All records, failed ones too, in the order of the grid.
+
+    Raises:
+        UsageError: before any training, for a configuration that cannot be used or a folder that holds another
+            study.
+    """
+    if workers < 1:
+        raise UsageError(f"workers = {workers}: needs at least 1")
+    plan = plan_study(config, folder)
+    store = ResultStore.create(folder, config)
+    if on_plan is not None:
+        on_plan(plan)
+    from forgetting.launch import launch
+
+    launch([run.config for run in plan.left], store, workers=workers, progress=progress, wandb_project=wandb_project)
+    return list(store.records())
