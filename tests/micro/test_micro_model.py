@@ -1,20 +1,18 @@
 """The shipped model, its probes under lm-eval, and pretraining itself."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import forgetting.micro
 from forgetting.errors import UsageError
+from forgetting.micro import model_directory
 from forgetting.micro.pretrain import pretrain
 from forgetting.micro.probes import load_probe, probe_chance, probe_directory, probe_names
 from forgetting.micro.scoring import choice_accuracy, evaluate_probes
 from forgetting.micro.sequences import load_micro_sequence
 
-MODEL = Path(forgetting.micro.__file__).parent / "model"
+MODEL = model_directory()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,76 @@
+"""Mitigation strings: parsed, checked, and one line for what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from forgetting.errors import UsageError
+from forgetting.mitigations import Compose, build_mitigation, mitigation_names, parse_mitigation
+
+
+def test_parts_options_and_order() -> None:
+    assert parse_mitigation("replay:fraction=0.01,source=both+ewc:strength=1e+3+naive") == [
+        ("replay", {"fraction": "0.01", "source": "both"}),
+        ("ewc", {"strength": "1e+3"}),
+        ("naive", {}),
+    ]
+    built = build_mitigation("low_lr:factor=0.5+few_steps")
+    assert isinstance(built, Compose)
+    assert [type(part).__name__ for part in built.parts] == ["LowLR", "FewSteps"]
+
+
+def test_every_file_is_registered() -> None:
+    folder = Path(__file__).parents[2] / "forgetting" / "mitigations"
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base"}
+    assert set(mitigation_names()) == files and len(files) >= 8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("repley", "unknown mitigation 'repley'; did you mean 'replay'?"),
+        ("ewc:strenght=3", "unknown option 'strenght'; did you mean 'strength'?"),
+        ("ewc:strength=-1", "strength = '-1': Input should be greater than or equal to 0"),
+        ("ewc:strength=much", "strength = 'much'"),
+        ("ewc:estimator=exactly", "estimator = 'exactly'"),
+        ("replay:fraction=1", "fraction = '1': Input should be less than 1"),
+        ("replay:fraction", "'fraction' is not option=value"),
+        ("replay:fraction=", "'fraction=' is not option=value"),
+        ("replay:fraction=.1,fraction=.2", "option 'fraction' is given twice"),
+        ("", "a part has no name"),
+        ("naive+", "a part has no name"),
+        ("ewc+ewc", "'ewc' occurs twice"),
+        ("low_lr:factor=0", "factor = '0'"),
+        ("few_steps:fraction=2", "fraction = '2'"),
+        ("freeze:pattern=[", "is not a regular expression"),
+        ("lora:r=0", "r = '0'"),
+        ("freeze+lora", "write lora+freeze"),
+        ("ewc+lora:merge=false", "write lora+ewc"),
+        ("lora+ewc", "write lora:merge=false+ewc"),
+        ("./none.py", "no such file"),
+    ],
+)
+def test_bad_mitigations_are_one_line(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        build_mitigation(text)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from pydantic import Field\n"
+        "from forgetting import Mitigation, Options\n"
+        "class MineOptions(Options):\n    strength: float = Field(default=1.0, description='how much')\n"
+        "class Mine(Mitigation[MineOptions]):\n    Options = MineOptions\n"
+    )
+    built = build_mitigation(f"{path}:strength=2+low_lr")
+    assert isinstance(built, Compose) and built.parts[0].options.model_dump() == {"strength": 2.0}
+    path.write_text("x = 1\n")
+    with pytest.raises(UsageError, match="defines 0 subclasses"):
+        build_mitigation(str(path))
+    path.write_text("import no_such_module\n")
+    with pytest.raises(UsageError, match="cannot be imported: ModuleNotFoundError"):
+        build_mitigation(str(path))
