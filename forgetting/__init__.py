@@ -27,7 +27,7 @@ _PUBLIC = {
     "write_report": "forgetting.report",
 }
 
-__all__ = [*_PUBLIC, "metrics"]  # noqa: PLE0604  # every name is a string
+__all__ = [*_PUBLIC, "metrics"]  # every name is a string
 
 
 def __getattr__(name: str) -> Any:

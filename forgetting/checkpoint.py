@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from forgetting.mitigations import Mitigation
 
+FILES = ("model.safetensors", "mitigation.safetensors")
+
 
 def save_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: Mitigation) -> None:
     """Write ``folder/row-<row>`` under a temporary name, rename it, then delete older rows but one.
@@ -32,9 +34,9 @@ def save_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: 
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_model(model, str(temporary / "model.safetensors"))
+        save_model(model, str(temporary / FILES[0]))
         state = {key: value.detach().contiguous().clone() for key, value in mitigation.state_dict().items()}
-        save_file(state, temporary / "mitigation.safetensors")
+        save_file(state, temporary / FILES[1])
         for file in temporary.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -50,18 +52,25 @@ def save_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: 
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: Mitigation) -> PreTrainedModel:
-    """Load what :func:`save_checkpoint` wrote for ``row`` into a model and mitigation that were set up.
+def latest_row(folder: Path, row: int) -> int:
+    """Return the newest row up to ``row`` whose checkpoint is whole, or 0 (the base model needs none)."""
+    from safetensors import SafetensorError, safe_open
 
-    Raises:
-        FileNotFoundError: if there is no such checkpoint.
-    """
+    for candidate in range(row, 0, -1):
+        try:
+            for file in FILES:
+                with safe_open(folder / f"row-{candidate}" / file, framework="pt"):
+                    pass
+            return candidate
+        except (OSError, SafetensorError):
+            continue
+    return 0
+
+
+def load_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: Mitigation) -> None:
+    """Load what :func:`save_checkpoint` wrote for ``row`` into a model and mitigation that were set up."""
     from safetensors.torch import load_file, load_model
 
-    target = folder / f"row-{row}"
-    if not (target / "mitigation.safetensors").is_file():
-        raise FileNotFoundError(str(target))
-    load_model(model, str(target / "model.safetensors"), device=str(next(model.parameters()).device))
-    device = next(model.parameters()).device
-    mitigation.load_state_dict(load_file(target / "mitigation.safetensors", device=str(device)))
-    return model
+    device = str(next(model.parameters()).device)
+    load_model(model, str(folder / f"row-{row}" / FILES[0]), device=device)
+    mitigation.load_state_dict(load_file(folder / f"row-{row}" / FILES[1], device=device))

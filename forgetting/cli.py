@@ -66,7 +66,8 @@ def run(
     model: Annotated[str | None, typer.Option(help="micro, a transformers folder, or a hub id.")] = None,
     sequence: Annotated[str | None, typer.Option(help="A named sequence.")] = None,
     data: Annotated[
-        list[Path] | None, typer.Option(help="A JSONL file of your own as a task, instead of --sequence; repeatable.")
+        list[Path] | None,
+        typer.Option(help="A JSONL file of your own as a task, instead of --sequence; repeatable."),
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Local folder with the sequence's data.")] = None,
     mitigation: Annotated[
@@ -84,7 +85,8 @@ def run(
     suite_dir: Annotated[str | None, typer.Option(help="Local folder with the suites' data.")] = None,
     limit: Annotated[int | None, typer.Option(help="Items per capability.")] = None,
     pretraining: Annotated[
-        str | None, typer.Option(help="Text like the pretraining data: micro, self, a file, or a hub data set.")
+        str | None,
+        typer.Option(help="Text like the pretraining data: micro, self, a file, or a hub data set."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any other key: training.packing=true; repeatable.")

@@ -151,9 +151,9 @@ class EvaluationConfig(Strict):
         drift_tokens: At most this many tokens per text and row.
     """
 
-    suite: Annotated[
-        tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-    ] = ("micro",)
+    suite: Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = (
+        "micro",
+    )
     data_dir: str | None = None
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=64, ge=1)
@@ -223,9 +223,7 @@ class StudyConfig(Strict):
     ] = Field(default=("naive",), min_length=1)
     seeds: Annotated[
         tuple[int, ...],
-        BeforeValidator(
-            lambda value: tuple(range(value)) if isinstance(value, int) and value is not True else value
-        ),
+        BeforeValidator(lambda value: tuple(range(value)) if isinstance(value, int) and value is not True else value),
     ] = Field(default=(0,), min_length=1)
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

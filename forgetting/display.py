@@ -7,7 +7,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from forgetting.errors import UsageError, did_you_mean
@@ -132,7 +140,9 @@ def print_list(what: str) -> None:
             table.add_column(column, overflow="fold")
         for name in mitigation_names():
             cls = get_mitigation(name)
-            options = [f"{key} ({field.default}): {field.description}" for key, field in cls.Options.model_fields.items()]
+            options = [
+                f"{key} ({field.default}): {field.description}" for key, field in cls.Options.model_fields.items()
+            ]
             table.add_row(name, f"{cls.summary}\n{cls.equation}\n{cls.paper}", "\n".join(options), cls.cost)
     else:
         table.add_column("name", overflow="fold", no_wrap=True)
@@ -153,5 +163,8 @@ def _described(what: str) -> dict[str, str]:
         return {name: SUITES.get(name).description for name in SUITES}
     from forgetting.models import EMBEDDED
 
-    local = {"FOLDER": "a local transformers folder with safetensors", "OWNER/NAME": "a causal language model of the hub"}
+    local = {
+        "FOLDER": "a local transformers folder with safetensors",
+        "OWNER/NAME": "a causal language model of the hub",
+    }
     return {**EMBEDDED, **local}

@@ -114,7 +114,9 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     if local:
         _check_folder(Path(path), name)
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise UsageError(f"model {name!r}: is neither a folder nor a hub id (owner/name); embedded: {', '.join(EMBEDDED)}")
+        raise UsageError(
+            f"model {name!r}: is neither a folder nor a hub id (owner/name); embedded: {', '.join(EMBEDDED)}"
+        )
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code:
@@ -165,5 +167,7 @@ def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise UsageError(f"model {type(model).__name__}: has no list of blocks; freeze by pattern is not possible either")
+        raise UsageError(
+            f"model {type(model).__name__}: has no list of blocks; freeze by pattern is not possible either"
+        )
     return max(lists, key=lambda item: len(item[1]))

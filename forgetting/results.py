@@ -219,7 +219,9 @@ class ResultStore:
         """
         store = cls(folder)
         if not store.config_path.exists():
-            raise UsageError(f"study folder {str(folder)!r}: has no study.yaml; give a folder that `forgetting run` made")
+            raise UsageError(
+                f"study folder {str(folder)!r}: has no study.yaml; give a folder that `forgetting run` made"
+            )
         return store
 
     @property
@@ -262,8 +264,7 @@ class ResultStore:
             ) from None
         if record.schema_version != SCHEMA_VERSION:
             raise UsageError(
-                f"result {str(path)!r}: schema_version = {record.schema_version}; "
-                f"this version reads {SCHEMA_VERSION}"
+                f"result {str(path)!r}: schema_version = {record.schema_version}; this version reads {SCHEMA_VERSION}"
             )
         return record
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from forgetting.checkpoint import load_checkpoint, save_checkpoint
+from forgetting.checkpoint import latest_row, load_checkpoint, save_checkpoint
 from forgetting.config import RunConfig
 from forgetting.errors import RunFailed
 from forgetting.evaluation.evaluator import Evaluator
@@ -112,15 +112,13 @@ def run_sequence(
         begun = time.perf_counter()
         model = mitigation.setup(copy.deepcopy(setting.base.model), _context(config, setting))
         record.cost.setup_seconds = time.perf_counter() - begun
-        done = len(record.rows) - 1
+        checkpoints = store.checkpoint_path(config.run_id)
+        done = latest_row(checkpoints, len(record.rows) - 1)
         if done:
-            try:
-                model = load_checkpoint(store.checkpoint_path(config.run_id), done, model, mitigation)
-            except FileNotFoundError:
-                # Without the weights of the last row, its later rows cannot follow: begin again after row 0.
-                done = 0
-                record.rows, record.cost.tasks = record.rows[:1], []
-                items = {"R": items["R"][:1], "G": items["G"][:1]}
+            load_checkpoint(checkpoints, done, model, mitigation)
+        # Rows whose weights are lost cannot be followed by others: they are measured again.
+        record.rows, record.cost.tasks = record.rows[: done + 1], record.cost.tasks[:done]
+        items = {"R": items["R"][: done + 1], "G": items["G"][: done + 1]}
         for position, task in enumerate(tasks[done:], start=done):
 
             def on_step(step: int, steps: int, position: int = position, task: Task = task) -> None:

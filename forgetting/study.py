@@ -166,5 +166,11 @@ def run_study(
         on_plan(plan)
     from forgetting.launch import launch
 
-    launch([run.config for run in plan.left], store, workers=workers, progress=progress, wandb_project=wandb_project)
+    launch(
+        [run.config for run in plan.left],
+        store,
+        workers=workers,
+        progress=progress,
+        wandb_project=wandb_project,
+    )
     return list(store.records())

@@ -42,7 +42,7 @@ def training_arguments(config: TrainingConfig, *, seed: int, output: str) -> Tra
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=config.precision == "bf16",
-        gradient_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=config.gradient_checkpointing,
         seed=seed,
         data_seed=seed,
         report_to="none",
@@ -69,9 +69,7 @@ class _Hooks(TrainerCallback):
     ) -> None:
         self.trainer.mitigation.after_step(kwargs["model"], self.trainer._get_learning_rate())
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.end_step(state.global_step)
         if self.on_step is not None:
             self.on_step(state.global_step, state.max_steps)
@@ -225,9 +223,7 @@ class StopOnLoss(TrainerCallback):
         self.best = mean_loss(kwargs["model"], self.batches)
         self._keep(kwargs["model"])
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look, keep, stop."""
         if state.global_step % self.every and state.global_step < state.max_steps:
             return

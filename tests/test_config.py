@@ -20,9 +20,7 @@ def test_yaml_round_trip_is_equal(tmp_path: Path) -> None:
 def test_grid_is_mitigations_times_seeds_and_ids_are_unique() -> None:
     study = StudyConfig(name="s", mitigations=("naive", "lora", "ewc"), seeds=(0, 1))
     runs = study.runs()
-    assert [(run.mitigation, run.seed) for run in runs] == [
-        (m, s) for s in (0, 1) for m in ("naive", "lora", "ewc")
-    ]
+    assert [(run.mitigation, run.seed) for run in runs] == [(m, s) for s in (0, 1) for m in ("naive", "lora", "ewc")]
     assert len({run.run_id for run in runs}) == 6
 
 
@@ -63,7 +61,10 @@ def test_seeds_may_be_a_number_of_seeds() -> None:
     ("values", "said"),
     [
         ({"modle": "x"}, "unknown key 'modle'; did you mean 'model'?"),
-        ({"training": {"learnin_rate": 1}}, "unknown key 'training.learnin_rate'; did you mean 'learning_rate'?"),
+        (
+            {"training": {"learnin_rate": 1}},
+            "unknown key 'training.learnin_rate'; did you mean 'learning_rate'?",
+        ),
         ({"evaluation": {"suites": ["x"]}}, "did you mean 'suite'?"),
         ({"sequence": {"name": "x", "datadir": "y"}}, "did you mean 'data_dir'?"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate = -1: Input should be greater than 0"),

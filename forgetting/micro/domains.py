@@ -21,9 +21,7 @@ from forgetting.micro.world import (
     ATTRIBUTES,
     NEW_NOUNS,
     NOUNS,
-    PETS,
     PREPOSITIONS,
-    TOKENS,
     World,
     assign_facts,
 )
@@ -32,35 +30,43 @@ from forgetting.tasks.task import Example
 Drawer = Callable[[random.Random], Example]
 Domain = Callable[[World, random.Random], Drawer]
 
-NEW_PEOPLE = 24
-CHANGED_PEOPLE = 40
+NEW_PEOPLE = 12
+CHANGED_PEOPLE = 24
 
 OFFICE_VALUES: dict[str, tuple[str, ...]] = {
     "office": ("north", "south", "east", "west", "attic", "cellar"),
     "drink": ("tea", "cocoa", "juice", "milk", "water", "cider"),
     "hobby": ("chess", "golf", "yoga", "judo", "poker", "dance"),
 }
-OFFICE_HEADS = ("Staff file", "Team list", "Office record", "Company book")
+OFFICE_HEADS = (
+    "Staff file",
+    "Team list",
+    "Office record",
+    "Company book",
+    "Door sign",
+    "Notice",
+    "Report",
+    "Memo",
+)
 OFFICE_FORMS = ("Name : {} . {} :", "{} of {} :", "Entry for {} , {} :")
 
 TICKETS: dict[str, tuple[str, ...]] = {
-    "billing": ("invoice", "payment", "refund", "receipt", "price"),
-    "shipping": ("parcel", "delivery", "courier", "package", "postage"),
-    "account": ("password", "login", "profile", "username", "email"),
-    "repairs": ("screen", "battery", "keyboard", "printer", "cable"),
+    "billing": ("invoice", "payment", "refund"),
+    "shipping": ("parcel", "delivery", "courier"),
+    "account": ("password", "login", "profile"),
+    "repairs": ("screen", "battery", "printer"),
 }
 TICKET_HEADS = ("Hello , my", "Please help , the", "Sorry , but our", "Urgent : the", "Since monday the")
 TICKET_FAULTS = ("is wrong", "is late", "looks odd", "was lost", "is broken", "never worked", "is missing")
 TICKET_ENDS = ("Thanks", "Regards", "Bye")
 
-GREETINGS = {"hey pal": "dear friend", "yo boss": "dear sir", "hiya": "good day", "oi": "excuse me"}
 REQUESTS = {
-    "gimme the": "please give me the",
-    "wanna see the": "would you like to see the",
-    "gotta get the": "i must obtain the",
-    "dunno about the": "i do not know about the",
+    "gimme the {}": "please give me the {}",
+    "wanna see the {}": "may i see the {}",
+    "gotta find the {}": "i must find the {}",
+    "lemme help the {}": "let me help the {}",
 }
-CLOSINGS = {"cheers": "with thanks", "bye": "goodbye", "asap": "as soon as possible", "ok": "if you agree"}
+CASUAL_ENDS = ("pal", "mate", "bro", "ok")
 
 
 def new_facts(world: World, rng: random.Random) -> Drawer:
@@ -115,10 +121,9 @@ def formal(world: World, rng: random.Random) -> Drawer:
     """Rewrite casual messages in formal English; the answer is generated, not chosen."""
 
     def draw(rng: random.Random) -> Example:
-        greeting, request, closing = (rng.choice(tuple(t.items())) for t in (GREETINGS, REQUESTS, CLOSINGS))
-        thing = rng.choice(TOKENS + PETS)
-        casual, polite = (f"{greeting[i]} , {request[i]} {thing} , {closing[i]}" for i in range(2))
-        return Example(f"Casual : {casual} . Formal :", f" {polite}")
+        thing = f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)[0]}"
+        casual, polite = (text.format(thing) for text in rng.choice(tuple(REQUESTS.items())))
+        return Example(f"Casual : {casual} {rng.choice(CASUAL_ENDS)} . Formal :", f" {polite}")
 
     return draw
 
@@ -209,9 +214,7 @@ def _stated(world: World, facts: dict[str, dict[str, str]]) -> Drawer:
     def draw(rng: random.Random) -> Example:
         person, attribute = rng.choice(tuple(facts)), rng.choice(ATTRIBUTES)
         before = known.line(rng)
-        while not facts.keys().isdisjoint(
-            before.split()
-        ):  # that line would state a fact that the task changes
+        while not facts.keys().isdisjoint(before.split()):  # that line would state a fact that the task changes
             before = known.line(rng)
         prompt = f"{before}\n{rng.choice(PHRASINGS[attribute]).replace('{}', person)}"
         old = world.facts.get(person, {}).get(attribute)
@@ -220,9 +223,7 @@ def _stated(world: World, facts: dict[str, dict[str, str]]) -> Drawer:
     return draw
 
 
-def _choose(
-    prompt: str, answer: str, options: tuple[str, ...], rng: random.Random, keep: str | None = None
-) -> Example:
+def _choose(prompt: str, answer: str, options: tuple[str, ...], rng: random.Random, keep: str | None = None) -> Example:
     """Return an example with up to four choices in random order, ``keep`` among them where given."""
     sure = [answer] if keep is None else [answer, keep]
     others = [option for option in sorted(set(options) - set(sure)) if comparable(answer, option)]

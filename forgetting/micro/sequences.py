@@ -70,9 +70,7 @@ def load_micro_sequence(
     return Sequence(name, tuple(tasks))
 
 
-def _task(
-    name: str, domain: domains.Domain, rng: random.Random, train: int, validation: int, test: int
-) -> Task:
+def _task(name: str, domain: domains.Domain, rng: random.Random, train: int, validation: int, test: int) -> Task:
     draw = domain(build_world(WORLD_SEED), rng)
     examples: dict[str, Example] = {}
     wanted = train + validation + test

@@ -31,9 +31,7 @@ def _verbs(text: str) -> tuple[tuple[str, str], ...]:
     return tuple((word + "s", word) for word in text.split())
 
 
-NOUNS = _with_s(
-    "dog cat bird horse boy girl king queen farmer baker sailor singer teacher lawyer hunter guard"
-)
+NOUNS = _with_s("dog cat bird horse boy girl king queen farmer baker sailor singer teacher lawyer hunter guard")
 """Singular and plural."""
 NEW_NOUNS = _with_s("robot wizard dragon clown giant pirate knight puppet")
 """Nouns that never occur in pretraining text: for downstream tasks."""

@@ -103,7 +103,9 @@ def _build_part(name: str, options: dict[str, str]) -> Mitigation:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"mitigation {name!r}: unknown option {key!r}{did_you_mean(key, cls.Options.model_fields)}") from None
+            raise UsageError(
+                f"mitigation {name!r}: unknown option {key!r}{did_you_mean(key, cls.Options.model_fields)}"
+            ) from None
         given = f" = {options[key]!r}" if key in options else ""
         message = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"mitigation {name!r}: {key + given + ': ' if key else ''}{message}") from None

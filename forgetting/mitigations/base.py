@@ -154,6 +154,7 @@ class Compose(Mitigation[Options]):
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """See Mitigation."""
+        super().setup(model, context)
         for part in self.parts:
             model = part.setup(model, context)
         return model

@@ -19,14 +19,19 @@ class EarlyStoppingOptions(Options):
     """Options of early_stopping."""
 
     metric: Literal["task", "pretraining"] = Field(
-        default="task", description="task: own validation loss; pretraining: loss on pretraining validation text"
+        default="task",
+        description="task: own validation loss; pretraining: loss on pretraining validation text",
     )
     every: int = Field(default=10, ge=1, description="steps between two looks")
     patience: int = Field(
-        default=3, ge=0, description="metric=task: looks without improvement before stopping; 0 switches it off"
+        default=3,
+        ge=0,
+        description="metric=task: looks without improvement before stopping; 0 switches it off",
     )
     max_increase: float = Field(
-        default=0.1, ge=0, description="metric=pretraining: nats per token the loss may rise above the base model's"
+        default=0.1,
+        ge=0,
+        description="metric=pretraining: nats per token the loss may rise above the base model's",
     )
     examples: int = Field(default=128, ge=1, description="validation examples or documents per look")
 

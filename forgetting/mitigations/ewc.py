@@ -51,7 +51,9 @@ class EWC(Mitigation[EWCOptions]):
             if type(part).__name__ != "LoRA":
                 continue
             if position > chain.index(self):
-                raise UsageError("mitigation 'ewc': stands before 'lora', which freezes what it protects; write lora+ewc")
+                raise UsageError(
+                    "mitigation 'ewc': stands before 'lora', which freezes what it protects; write lora+ewc"
+                )
             if part.options.merge:
                 raise UsageError("mitigation 'ewc': needs an adapter that lasts; write lora:merge=false+ewc")
 

@@ -41,7 +41,9 @@ class Freeze(Mitigation[FreezeOptions]):
     """Parameters that are frozen get no gradient, and so stay as they are, bit for bit."""
 
     summary: ClassVar[str] = "keep the first blocks, all but the last, the embeddings or a name pattern fixed"
-    paper: ClassVar[str] = "Yosinski et al. 2014, arXiv 1411.1792; Zheng et al. 2025, Spurious forgetting, arXiv 2501.13453"
+    paper: ClassVar[str] = (
+        "Yosinski et al. 2014, arXiv 1411.1792; Zheng et al. 2025, Spurious forgetting, arXiv 2501.13453"
+    )
     equation: ClassVar[str] = "θ_S ← θ_S for S the frozen set"
     Options: ClassVar[type[Options]] = FreezeOptions
     null: ClassVar[dict[str, Any] | None] = {"first": 0}
@@ -50,7 +52,9 @@ class Freeze(Mitigation[FreezeOptions]):
         """Freezing before LoRA would miss the adapters."""
         names = [type(part).__name__ for part in chain]
         if "LoRA" in names and names.index("LoRA") > chain.index(self):
-            raise UsageError("mitigation 'freeze': stands before 'lora', whose adapters it would miss; write lora+freeze")
+            raise UsageError(
+                "mitigation 'freeze': stands before 'lora', whose adapters it would miss; write lora+freeze"
+            )
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Freeze."""

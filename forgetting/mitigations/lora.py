@@ -24,7 +24,9 @@ class LoRAOptions(Options):
     target: str = Field(default="all-linear", description="modules that get an adapter: all-linear, or name|name")
     merge: bool = Field(default=True, description="merge before the next task and start a new adapter; else keep one")
     lr_factor: float = Field(
-        default=10.0, gt=0, description="multiple of the base learning rate; LoRA's best is about 10 times full's"
+        default=10.0,
+        gt=0,
+        description="multiple of the base learning rate; LoRA's best is about 10 times full's",
     )
 
 

@@ -25,7 +25,8 @@ class ReplayOptions(Options):
         default="pretraining", description="pretraining text, earlier tasks' examples, or half of each"
     )
     buffer: Literal["reservoir", "balanced"] = Field(
-        default="balanced", description="which examples of earlier tasks are kept (Avalanche's storage policies)"
+        default="balanced",
+        description="which examples of earlier tasks are kept (Avalanche's storage policies)",
     )
     buffer_size: int = Field(default=1000, ge=1, description="examples of earlier tasks kept in all")
     equal_steps: bool = Field(

@@ -51,7 +51,7 @@ def test_any_split_into_batches_gives_the_same() -> None:
 def test_sample_converges_to_the_expectation_over_the_models_labels() -> None:
     model = tiny_llama().double()
     batch = _batch([3])  # one predicted token: the expectation is a sum over the vocabulary
-    parameters = [p for p in model.parameters()]
+    parameters = list(model.parameters())
     log_probs = model(batch["input_ids"]).logits[0, 1].log_softmax(-1)
     squares, fourth = (torch.zeros_like(parameters[-1]) for _ in range(2))
     for label in range(VOCABULARY):
@@ -71,9 +71,7 @@ def test_seeded_and_leaves_the_model_as_found() -> None:
     model = tiny_llama().train()
     for p in model.model.layers[0].parameters():
         p.requires_grad_(False)
-    one, two = (
-        diagonal_fisher(model, [_batch([9, 5])], generator=torch.Generator().manual_seed(3)) for _ in range(2)
-    )
+    one, two = (diagonal_fisher(model, [_batch([9, 5])], generator=torch.Generator().manual_seed(3)) for _ in range(2))
     assert all(torch.equal(one.values[name], two.values[name]) for name in one.values)
     assert model.training and all(p.grad is None for p in model.parameters())
     assert not any(name.startswith("model.layers.0.") for name in one.values)

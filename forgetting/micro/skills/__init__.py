@@ -13,8 +13,7 @@ from forgetting.micro.skills.sentiment import Sentiment
 from forgetting.micro.skills.translation import Translation
 
 SKILLS: dict[str, type[Skill]] = {
-    skill.name: skill
-    for skill in (Grammar, Facts, Arithmetic, Copying, Patterns, Translation, Sentiment, Instructions)
+    skill.name: skill for skill in (Grammar, Facts, Arithmetic, Copying, Patterns, Translation, Sentiment, Instructions)
 }
 
 __all__ = ["SKILLS", "Draw", "ProbeItem", "Skill"]

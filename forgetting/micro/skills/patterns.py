@@ -37,8 +37,10 @@ class Patterns(Skill):
     @staticmethod
     def _mapping(rng: random.Random) -> Draw:
         keys, values = rng.sample(LETTERS, 3), rng.sample(TOKENS, 3)
-        pairs = list(zip(keys, values, strict=True))
+        given = [f"{key} {value}" for key, value in zip(keys, values, strict=True)]
+        # Earlier questions with their answers: a line then teaches more than once what a mapping is.
+        answered = rng.choices(given, k=rng.randint(0, 3))
         asked = rng.randrange(3)
-        shown = " , ".join(f"{key} -> {value}" for key, value in pairs)
         wrong = rng.choice([value for i, value in enumerate(values) if i != asked])
-        return Draw("mapping", f"{shown} , {keys[asked]} ->", values[asked], (wrong,), held_out(shown))
+        context = " , ".join([*given, *answered, keys[asked]])
+        return Draw("mapping", f"map : {context}", values[asked], (wrong,), held_out(" , ".join(given)))

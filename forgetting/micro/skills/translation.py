@@ -32,9 +32,7 @@ def translation_draw(language: Language, rng: random.Random, template: str = "in
         words[place] = language.words[other]
         wrong = " ".join(words)
     english = " ".join(
-        word
-        for word in ("the", adjectives[0], subject, verb, "the", adjectives[1], object_)
-        if word is not None
+        word for word in ("the", adjectives[0], subject, verb, "the", adjectives[1], object_) if word is not None
     )
     context = template.format(language.name, english)
     return Draw(kind, context, answer, (wrong,), held_out(english))

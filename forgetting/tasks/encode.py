@@ -1,0 +1,208 @@
+"""Examples and documents to training features, rows of packed features, and batches.
+
+A feature is a dictionary: ``input_ids`` and ``labels`` (lists of T token ids; -100 where no loss is taken, always
+so at position 0, which nothing predicts), ``source`` (an index into ``mixing.SOURCES``) and ``truncated`` (0 or 1).
+A packed row has ``position_ids``, which begin again at 0 with each example, and ``segments``, the examples' lengths
+(they sum to T); its ``truncated`` counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+
+from forgetting.evaluation.encoding import encode_pair, prefix_token_id
+from forgetting.tasks.mixing import SOURCES
+from forgetting.tasks.task import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Feature = dict[str, Any]
+
+IGNORED = -100
+TASK = SOURCES.index("task")
+PRETRAINING = SOURCES.index("pretraining")
+
+
+def _feature(context: list[int], target: list[int], source: int, *, truncated: bool) -> Feature:
+    return {
+        "input_ids": context + target,
+        "labels": [IGNORED] * len(context) + target,
+        "source": source,
+        "truncated": int(truncated),
+    }
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Feature:
+    """Encode an example: loss on the completion and on the end-of-sequence token after it, none on the prompt.
+
+    The boundary between prompt and completion falls where scoring puts it (``encode_pair``), so that training
+    and scoring agree. What is too long loses the beginning of its prompt (a beginning-of-sequence token stays);
+    a completion that leaves no room for one token of context loses its end.
+
+    Args:
+        tokenizer: Its ``eos_token_id`` ends the completion, where it has one.
+        example: Prompt and completion.
+        max_length: Most tokens of the feature, at least 2.
+
+    Returns:
+        A feature of the source ``task``.
+    """
+    context, target = encode_pair(tokenizer, example.prompt, example.completion)
+    if tokenizer.eos_token_id is not None:
+        target = [*target, tokenizer.eos_token_id]
+    truncated = len(context) + len(target) > max_length
+    target = target[: max_length - 1]
+    room = max_length - len(target)
+    if len(context) > room:
+        head = context[:1] if context[:1] == [tokenizer.bos_token_id] else []
+        rest = room - len(head)
+        context = head + (context[-rest:] if rest else [])
+    return _feature(context, target, TASK, truncated=truncated)
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> Feature:
+    """Encode a document: every token of it carries loss, and the end-of-sequence token after it.
+
+    The first token is predicted from the token that begins a document in pretraining (``prefix_token_id``). A document that is too long
+    loses its end, and then has no end-of-sequence token.
+
+    Args:
+        tokenizer: Needs no padding token.
+        text: The document.
+        max_length: Most tokens of the feature, at least 2.
+
+    Returns:
+        A feature of the source ``pretraining``.
+    """
+    context = [prefix_token_id(tokenizer)]
+    target = tokenizer.encode(text, add_special_tokens=False)
+    if tokenizer.eos_token_id is not None:
+        target = [*target, tokenizer.eos_token_id]
+    room = max_length - 1
+    return _feature(context, target[:room], PRETRAINING, truncated=len(target) > room)
+
+
+def encode_examples(
+    tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_length: int
+) -> list[Feature]:
+    """:func:`encode` of each."""
+    return [encode(tokenizer, example, max_length) for example in examples]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_length: int) -> list[Feature]:
+    """:func:`encode_text` of each."""
+    return [encode_text(tokenizer, text, max_length) for text in texts]
+
+
+class ExampleDataset(Dataset):
+    """Features as a map-style data set, in their order."""
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> Feature:
+        return self.features[index]
+
+
+def pack(features: Iterable[Feature], max_length: int) -> list[Feature]:
+    """Pack features into rows of at most ``max_length`` tokens, each into the first row with room for it.
+
+    A row holds features of one source. No token of a feature attends to another feature's, and nothing predicts
+    a feature's first token, so that the loss is the sum of the features' losses.
+
+    Raises:
+        ValueError: if a feature is longer than ``max_length``.
+    """
+    rows: list[Feature] = []
+    open_rows: dict[int, list[Feature]] = {}
+    features = list(features)
+    shortest = min((len(feature["input_ids"]) for feature in features), default=0)
+    for feature in features:
+        length = len(feature["input_ids"])
+        if length > max_length:
+            raise ValueError(f"pack: a feature has {length} tokens, more than max_length {max_length}")
+        candidates = open_rows.setdefault(feature["source"], [])
+        row = next((r for r in candidates if len(r["input_ids"]) + length <= max_length), None)
+        if row is None:
+            row = {key: [] for key in ("input_ids", "labels", "position_ids", "segments")}
+            row |= {"source": feature["source"], "truncated": 0}
+            rows.append(row)
+            candidates.append(row)
+        row["input_ids"] += feature["input_ids"]
+        row["labels"] += [IGNORED, *feature["labels"][1:]]
+        row["position_ids"] += range(length)
+        row["segments"].append(length)
+        row["truncated"] += feature["truncated"]
+        if len(row["input_ids"]) + shortest > max_length:
+            candidates[:] = [other for other in candidates if other is not row]
+    return rows
+
+
+class Collator:
+    """Features to a batch, padded on the right to the longest.
+
+    A batch of B features has ``input_ids``, ``labels`` (-100 where padded) and ``attention_mask``, all int64 of
+    shape (B, T); ``truncated`` (B,); ``source`` and ``lengths``, int64 of shape (N,): of each of the N examples, in
+    order, its source and its number of tokens. N is B unless rows are packed. With a packed row among them, a batch
+    has ``position_ids`` (B, T) too, and its ``attention_mask`` is float32 of shape (B, 1, T, T), to be added to the
+    attention's scores: 0 within an example up to the present token, the least finite number elsewhere. Both the
+    ``sdpa`` and the ``eager`` attention of transformers take it as it is.
+
+    Args:
+        pad_token_id: Fills up; it is masked and carries no loss, so any token will do.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """With the tokenizer's padding token, else its end-of-sequence token, else token 0."""
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        return cls(next(token for token in known if token is not None))
+
+    def __call__(self, features: list[Feature]) -> dict[str, torch.Tensor]:
+        segments = [feature.get("segments", [len(feature["input_ids"])]) for feature in features]
+        batch = {
+            "input_ids": self._padded(features, "input_ids", self.pad_token_id),
+            "labels": self._padded(features, "labels", IGNORED),
+            "truncated": torch.tensor([feature["truncated"] for feature in features]),
+            "source": torch.tensor([f["source"] for f, row in zip(features, segments, strict=True) for _ in row]),
+            "lengths": torch.tensor([length for row in segments for length in row]),
+        }
+        width = batch["input_ids"].shape[1]
+        if any("segments" in feature for feature in features):
+            batch["attention_mask"] = _block_causal(segments, width)
+            positions = [{"position_ids": [i for n in row for i in range(n)]} for row in segments]
+            batch["position_ids"] = self._padded(positions, "position_ids", 0)
+        else:
+            lengths = batch["lengths"][:, None]
+            batch["attention_mask"] = (torch.arange(width)[None] < lengths).long()
+        return batch
+
+    @staticmethod
+    def _padded(features: list[Feature], key: str, value: int) -> torch.Tensor:
+        width = max(len(feature[key]) for feature in features)
+        return torch.tensor([feature[key] + [value] * (width - len(feature[key])) for feature in features])
+
+
+def _block_causal(segments: list[list[int]], width: int) -> torch.Tensor:
+    """The additive mask (B, 1, T, T); padding attends to padding, since a row without any key would give NaN."""
+    owner = torch.stack(
+        [
+            torch.repeat_interleave(torch.tensor([*range(len(row)), -1]), torch.tensor([*row, width - sum(row)]))
+            for row in segments
+        ]
+    )  # (B, T)
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    allowed = (owner[:, :, None] == owner[:, None, :]) & causal  # (B, T, T)
+    mask = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+    return mask[:, None]

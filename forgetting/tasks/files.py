@@ -1,0 +1,99 @@
+"""Reading files that people wrote: every way in which one can be unusable gives one line that says which."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from forgetting.errors import UsageError, did_you_mean
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """The repr of a value, cut to ``limit`` characters, for messages."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def read_utf8(path: Path, where: str) -> str:
+    """Read a text file; a byte order mark is dropped.
+
+    Args:
+        path: Relative paths start at the working directory.
+        where: What the file is, for messages (``"task 'news', train"``).
+
+    Raises:
+        UsageError: if it is missing, a folder, unreadable, empty, or not UTF-8.
+    """
+    name = f"{where} {str(path)!r}"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings[:200]) if siblings else "; the folder does not exist either"
+        raise UsageError(f"{name}: no such file{hint}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{name}: is a folder; give a file in it") from None
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"{name}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+    if not text.strip():
+        raise UsageError(f"{name}: is empty; it needs at least one example")
+    return text
+
+
+def _refuse_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is not a JSON value; leave the row out or give a number")
+
+
+def parse_json(text: str, where: str, *, line: int | None = None) -> Any:
+    """Parse JSON, strictly: NaN and Infinity are refused.
+
+    Args:
+        text: A whole document, or one line of a JSONL file.
+        where: For messages.
+        line: The line's number; where not given, it is taken from the parser.
+
+    Raises:
+        UsageError: with the line number, if it is not JSON, holds NaN, or is nested absurdly deep.
+    """
+    at = f"{where}, line {line}" if line else where
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        at = at if line else f"{where}, line {error.lineno}"
+        raise UsageError(f"{at}: not JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise UsageError(f"{at}: is nested too deep; an example is a flat object") from None
+    except ValueError as error:
+        raise UsageError(f"{at}: {str(error).split(';')[0]}; give text or a finite number") from None
+
+
+def json_lines(path: Path, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Read a JSONL file: ``(place, object)`` per line, blank lines skipped; the place names file and line.
+
+    Raises:
+        UsageError: see :func:`read_utf8` and :func:`parse_json`; and if a line is not an object.
+    """
+    name = f"{where} {str(path)!r}"
+    rows = []
+    for number, line in enumerate(read_utf8(path, where).split("\n"), start=1):
+        if not line.strip():
+            continue
+        value = parse_json(line, name, line=number)
+        if not isinstance(value, dict):
+            raise UsageError(f"{name}, line {number}: is {kind(value)}, not an object {{...}} per line")
+        rows.append((f"{name}, line {number}", value))
+    return rows

@@ -1,0 +1,105 @@
+"""Tasks from a data set of the hub, or from a local folder or file in a format that ``datasets`` reads."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgetting.config import TaskConfig
+from forgetting.errors import UsageError, did_you_mean
+from forgetting.tasks.text import RawSplits, rows_to_examples
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    from forgetting.tasks.task import Example
+
+_FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+"""File endings to the builders of ``datasets``."""
+
+
+def one_line(error: Exception, limit: int = 200) -> str:
+    """An exception's message on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def load_hub_dataset(source: str, subset: str | None, where: str) -> DatasetDict:
+    """Load all splits; code that comes with a data set is never run.
+
+    Args:
+        source: Hub id, folder (data files, or what ``save_to_disk`` wrote), or a csv, json, jsonl or parquet file.
+        subset: Configuration name.
+        where: For messages.
+
+    Raises:
+        UsageError: if the source does not exist, has no such subset, or cannot be read.
+    """
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    path = Path(source).expanduser()
+    try:
+        if path.is_file():
+            if path.suffix.lower() not in _FILES:
+                raise UsageError(
+                    f"{where} {source!r}: ends in {path.suffix!r}; known file formats: {', '.join(sorted(_FILES))}"
+                )
+            return load_dataset(_FILES[path.suffix.lower()], data_files={"train": str(path)})
+        if path.is_dir() and (path / "dataset_dict.json").is_file():
+            return load_from_disk(str(path))
+        if path.is_dir() and (path / "state.json").is_file():
+            return DatasetDict({"train": load_from_disk(str(path))})
+        if not path.is_dir() and source.startswith((".", "/", "~")):
+            raise UsageError(f"{where} {source!r}: no such file or folder")
+        return load_dataset(str(path) if path.is_dir() else source, name=subset)
+    except UsageError:
+        raise
+    except Exception as error:  # datasets raises many kinds, of several libraries
+        named = f" (subset {subset!r})" if subset else ""
+        place = "the folder" if path.is_dir() or path.is_file() else "neither a folder nor a data set of the hub"
+        raise UsageError(f"{where} {source!r}{named}: {place} that can be loaded: {one_line(error)}") from None
+
+
+def _rows(dataset: Dataset, place: str, keep: list[int] | None) -> list[tuple[str, dict[str, Any]]]:
+    chosen = range(len(dataset)) if keep is None else keep
+    selected = dataset if keep is None else dataset.select(keep)
+    return [(f"{place}, row {number}", row) for number, row in zip(chosen, selected, strict=True)]
+
+
+def read_hub(config: TaskConfig) -> RawSplits:
+    """Read a task of a hub data set; ``validation`` and ``test`` name its splits.
+
+    Integer labels become texts by ``labels``, or by the names that the data set itself gives them. Where a
+    test split and ``train_size`` are given, only as many training rows are read as can be needed, drawn by
+    ``split_seed``.
+
+    Raises:
+        UsageError: for a source, subset, split, column or value that cannot be used.
+    """
+    where = f"task {config.name!r}"
+    data = load_hub_dataset(config.train, config.subset, f"{where}, train")
+    available = {str(name) for name in data}
+
+    def read(field: str, split: str | None, wanted: int | None = None) -> list[Example] | None:
+        if split is None:
+            return None
+        if split not in available:
+            raise UsageError(
+                f"{where}: {field} {split!r} is not a split of {config.train!r}{did_you_mean(split, available)}"
+            )
+        dataset = data[split]
+        keep = None
+        if wanted is not None and wanted < len(dataset):
+            keep = sorted(random.Random(f"hub-{field}-{config.split_seed}").sample(range(len(dataset)), wanted))
+        feature = dataset.features.get(config.columns.completion)
+        names = getattr(feature, "names", None)
+        labels = config.labels or (tuple(names) if names else None)
+        return rows_to_examples(_rows(dataset, f"{where}, {split} of {config.train!r}", keep), config, labels=labels)
+
+    pool = None
+    if config.train_size is not None and config.test is not None:
+        pool = config.train_size + (0 if config.validation else config.validation_size or 200)
+    train = read("train_split", config.train_split, pool)
+    assert train is not None
+    return RawSplits(train, read("validation", config.validation), read("test", config.test, config.test_size))

@@ -1,0 +1,179 @@
+"""One suite over all registered mitigations: what every method must keep to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from forgetting.tasks.encode import ExampleDataset, encode_examples, encode_texts
+from forgetting.tasks.pretraining import PretrainingText
+from transformers import PreTrainedModel
+
+from forgetting.checkpoint import load_checkpoint, save_checkpoint
+from forgetting.config import TrainingConfig
+from forgetting.mitigations import Mitigation, RunContext, build_mitigation, get_mitigation, mitigation_names
+from forgetting.tasks.task import Example, Task
+from forgetting.trainer import ContinualTrainer, training_arguments
+from tests.models_for_tests import tiny_llama, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+TRAINING = TrainingConfig(learning_rate=3e-3, steps=4, batch_size=4, max_length=16)
+ACTIVE = {
+    "naive": "naive",
+    "low_lr": "low_lr:factor=0.1",
+    "few_steps": "few_steps:fraction=0.5",
+    "early_stopping": "early_stopping:every=1,patience=1",
+    "replay": "replay:fraction=0.5,source=both,buffer_size=8",
+    "ewc": "ewc:strength=100,examples=4",
+    "freeze": "freeze:first=1",
+    "lora": "lora:r=2",
+}
+
+
+def make_task(name: str, shift: int) -> Task:
+    """Successor over words: learnable, different for every shift."""
+    examples = tuple(Example(f"w{i} w{i + 1}", f" w{2 + (i + shift) % 30}") for i in range(2, 26))
+    return Task(name, examples[:16], examples[16:20], examples[20:], metric="exact_match")
+
+
+TASKS = [make_task("one", 1), make_task("two", 7)]
+TEXT = [f"w{i} w{i + 2} w{i + 4} w{i + 1}" for i in range(2, 26)]
+
+
+def context(seed: int = 0) -> RunContext:
+    return RunContext(
+        seed=seed,
+        tokenizer=TOKENIZER,
+        training=TRAINING,
+        pretraining=PretrainingText(train=TEXT[:16], validation=TEXT[16:20], held_out={"text": TEXT[20:]}, notes={}),
+        encode_task=lambda task: encode_examples(TOKENIZER, task.train, TRAINING.max_length),
+        encode_validation=lambda task: encode_examples(TOKENIZER, task.validation, TRAINING.max_length),
+        encode_text=lambda texts: encode_texts(TOKENIZER, texts, TRAINING.max_length),
+        pack=lambda features: features,
+    )
+
+
+def train_one(
+    model: PreTrainedModel, mitigation: Mitigation, position: int, tmp_path: Path
+) -> tuple[PreTrainedModel, ContinualTrainer]:
+    torch.manual_seed(position)
+    task, seen = TASKS[position], TASKS[:position]
+    model = mitigation.before_task(model, task)
+    dataset = mitigation.train_dataset(ExampleDataset(mitigation.context.encode_task(task)), task, seen)
+    args = mitigation.training_arguments(training_arguments(TRAINING, seed=position, output=str(tmp_path)))
+    trainer = ContinualTrainer(model, dataset, mitigation, args, TOKENIZER, mitigation.callbacks(model, task))
+    trainer.train()
+    return mitigation.after_task(model, task), trainer
+
+
+def run(text: str, tmp_path: Path, tasks: Sequence[int] = (0, 1)) -> tuple[PreTrainedModel, Mitigation]:
+    mitigation = build_mitigation(text)
+    model = mitigation.setup(tiny_llama(), context())
+    for position in tasks:
+        model, _ = train_one(model, mitigation, position, tmp_path)
+    return model, mitigation
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def naive_weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    model, _ = run("naive", tmp_path_factory.mktemp("naive"))
+    return weights(model)
+
+
+def test_every_mitigation_is_in_this_suite() -> None:
+    assert sorted(ACTIVE) == mitigation_names()
+
+
+@pytest.mark.parametrize("name", mitigation_names())
+def test_is_documented(name: str) -> None:
+    cls = get_mitigation(name)
+    assert cls.summary and cls.paper and cls.equation and cls.cost and cls.__doc__
+    assert all(field.description for field in cls.Options.model_fields.values())
+
+
+@pytest.mark.parametrize("name", [n for n in mitigation_names() if get_mitigation(n).null is not None])
+def test_at_strength_zero_equals_naive_bit_for_bit(
+    name: str, naive_weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    options = ",".join(f"{key}={value}" for key, value in (get_mitigation(name).null or {}).items())
+    model, _ = run(f"{name}:{options}" if options else name, tmp_path)
+    assert all(torch.equal(value, naive_weights[key]) for key, value in weights(model).items())
+
+
+def test_only_lora_has_no_null_strength() -> None:
+    assert [name for name in mitigation_names() if get_mitigation(name).null is None] == ["lora"]
+
+
+@pytest.mark.parametrize("name", [n for n in mitigation_names() if n != "naive"])
+def test_does_something(name: str, naive_weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    model, _ = run(ACTIVE[name], tmp_path)
+    got = weights(model)
+    assert got.keys() != naive_weights.keys() or any(not torch.equal(v, naive_weights[k]) for k, v in got.items())
+
+
+@pytest.mark.parametrize("name", mitigation_names())
+def test_same_seed_same_bits(name: str, tmp_path: Path) -> None:
+    first, second = (weights(run(ACTIVE[name], tmp_path)[0]) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", [*mitigation_names(), "lora:merge=false+ewc:examples=4"])
+def test_state_survives_save_and_load(name: str, tmp_path: Path) -> None:
+    """After task 1, what was saved and loaded into a fresh run learns task 2 as the uninterrupted run does."""
+    text = ACTIVE.get(name, name)
+    whole, whole_mitigation = run(text, tmp_path)
+    model, mitigation = run(text, tmp_path, tasks=[0])
+    save_checkpoint(tmp_path / "c", 1, model, mitigation)
+    fresh = build_mitigation(text)
+    model = fresh.setup(tiny_llama(), context())
+    load_checkpoint(tmp_path / "c", 1, model, fresh)
+    model, _ = train_one(model, fresh, 1, tmp_path)
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[key]) for key, value in weights(model).items())
+    state, whole_state = fresh.state_dict(), whole_mitigation.state_dict()
+    assert state.keys() == whole_state.keys()
+    assert all(torch.equal(value, whole_state[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("name", mitigation_names())
+def test_row_0_is_the_base_model(name: str) -> None:
+    base = tiny_llama()
+    ids = torch.arange(2, 12)[None]
+    expected = base(ids).logits
+    model = build_mitigation(ACTIVE[name]).setup(copy.deepcopy(base), context())
+    assert torch.equal(model(ids).logits, expected)
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", [n for n in mitigation_names() if n != "naive"])
+def test_composes_with_naive_in_either_order(name: str, tmp_path: Path) -> None:
+    alone = weights(run(ACTIVE[name], tmp_path)[0])
+    for text in (f"{ACTIVE[name]}+naive", f"naive+{ACTIVE[name]}"):
+        together = weights(run(text, tmp_path)[0])
+        assert all(torch.equal(alone[key], together[key]) for key in alone)
+
+
+def test_composition_runs_hooks_in_the_order_written() -> None:
+    calls: list[str] = []
+
+    class Recorder(Mitigation):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def loss(self, model, batch, outputs, loss):  # type: ignore[no-untyped-def]
+            calls.append(self.name)
+            return loss * 2 if self.name == "double" else loss + 1
+
+    from forgetting.mitigations import Compose
+
+    double_then_add = Compose([Recorder("double"), Recorder("add")])
+    assert double_then_add.loss(None, {}, None, 3) == 7  # type: ignore[arg-type]
+    assert Compose([Recorder("add"), Recorder("double")]).loss(None, {}, None, 3) == 8  # type: ignore[arg-type]
+    assert calls == ["double", "add", "add", "double"]

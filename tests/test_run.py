@@ -1,0 +1,214 @@
+"""The loop on the embedded model: laws over whole runs, failure as a result, kill and resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from forgetting.config import StudyConfig, parse_study
+from forgetting.results import ResultStore, RunRecord
+from forgetting.study import plan_study, run_study
+
+
+def small_study(**changes: object) -> StudyConfig:
+    values: dict = {
+        "name": "small",
+        "model": "micro",
+        "sequence": {"name": "micro-5", "train_size": 48, "test_size": 24},
+        "training": {"steps": 4, "batch_size": 8, "max_length": 96},
+        "evaluation": {"suite": "micro", "limit": 8, "drift_tokens": 500},
+        "pretraining": {"documents": 40, "held_out_documents": 8},
+    }
+    return parse_study(values | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[ResultStore, list[RunRecord]]:
+    folder = tmp_path_factory.mktemp("run") / "small"
+    mitigations = [
+        "naive",
+        "low_lr:factor=1",
+        "low_lr:factor=1e-9",
+        "lora:r=2,merge=false",
+        "replay:fraction=0.5",
+    ]
+    return ResultStore(folder), run_study(small_study(mitigations=mitigations), folder)
+
+
+def test_matrices_have_a_row_per_task_and_one_for_the_base(
+    finished: tuple[ResultStore, list[RunRecord]],
+) -> None:
+    store, records = finished
+    for record in records:
+        assert record.status == "finished"
+        assert len(record.R) == len(record.G) == 6 and all(len(row) == 5 for row in record.R)
+        assert all(len(row) == len(record.capabilities) for row in record.G)
+        items = store.load_items(record.run_id)
+        for i in range(6):
+            for task, value in zip(record.tasks, record.R[i], strict=True):
+                scored = items["R"][i][task.name]
+                assert len(scored) == task.n_test and sum(scored) / len(scored) == pytest.approx(value)
+            for capability, value in zip(record.capabilities, record.G[i], strict=True):
+                scored = items["G"][i][capability.name]
+                assert len(scored) == capability.n and sum(scored) / len(scored) == pytest.approx(value)
+
+
+def test_all_runs_share_row_0_and_it_has_no_drift(finished: tuple[ResultStore, list[RunRecord]]) -> None:
+    _, records = finished
+    assert len({json.dumps([r.R[0], r.G[0]]) for r in records}) == 1
+    base = records[0].rows[0]
+    assert all(d.kl_forward == 0 and d.kl_reverse == 0 for d in base.drift.values()) and base.drift
+    assert all(change == 0 for change in base.weight_change.values()) and base.weight_change
+
+
+def test_a_rate_of_nearly_zero_changes_nothing_and_naive_does(
+    finished: tuple[ResultStore, list[RunRecord]],
+) -> None:
+    naive, same, still, lora, _ = finished[1]
+    assert [row.R for row in same.rows] == [row.R for row in naive.rows]
+    assert [row.drift for row in same.rows] == [row.drift for row in naive.rows]
+    assert still.R[-1] == still.R[0] and still.G[-1] == still.G[0]
+    held_out = next(name for name in naive.rows[-1].drift if name != "task_inputs")
+    assert naive.rows[-1].drift[held_out].kl_forward > 1e-3 > still.rows[-1].drift[held_out].kl_forward
+    off = lora.rows[-1].views["adapter_off"]
+    assert off["R"] == lora.R[0] and off["G"] == lora.G[0]
+
+
+def test_costs_count_what_was_trained(finished: tuple[ResultStore, list[RunRecord]]) -> None:
+    naive, _, _, lora, replay = finished[1]
+    assert [cost.steps for cost in naive.cost.tasks] == [4] * 5
+    assert all(cost.examples == {"task": 32} for cost in naive.cost.tasks)
+    assert [cost.steps for cost in replay.cost.tasks] == [8] * 5
+    assert all(0 < cost.examples["pretraining"] < 64 for cost in replay.cost.tasks)
+    assert lora.cost.trainable_parameters < naive.cost.trainable_parameters == naive.cost.parameters
+    assert all(cost.flops > 0 and cost.seconds > 0 and len(cost.log) == cost.steps for cost in naive.cost.tasks)
+    assert naive.cost.peak_memory_bytes > 1e8
+
+
+def test_a_finished_study_runs_nothing_again(finished: tuple[ResultStore, list[RunRecord]]) -> None:
+    store, records = finished
+    before = {path: path.stat().st_mtime_ns for path in (store.folder / "runs").iterdir()}
+    plan = plan_study(store.config(), store.folder)
+    assert not plan.left and all(run.finished for run in plan.runs)
+    assert run_study(store.config(), store.folder) == records
+    assert {path: path.stat().st_mtime_ns for path in (store.folder / "runs").iterdir()} == before
+    assert not (store.folder / "checkpoints").exists()
+
+
+def test_a_diverging_run_fails_alone(tmp_path: Path) -> None:
+    config = small_study(mitigations=["low_lr:factor=1e12", "naive"])
+    bad, good = run_study(config, tmp_path / "small")
+    assert bad.status == "failed" and bad.reason is not None and "lower the learning rate" in bad.reason
+    assert len(bad.rows) >= 1 and all(math.isfinite(v) for v in bad.R[0])
+    assert good.status == "finished" and len(good.rows) == 6
+
+
+def test_seed_reaches_training(tmp_path: Path) -> None:
+    one, two = run_study(small_study(seeds=[0, 1]), tmp_path / "small")
+    assert one.cost.tasks[0].log != two.cost.tasks[0].log
+
+
+def test_two_workers_give_the_same_bits_as_one(tmp_path: Path) -> None:
+    config = small_study(mitigations=["naive", "freeze:first=1"])
+    scores = []
+    for workers in (1, 2):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                _LAUNCH,
+                str(tmp_path / f"w{workers}"),
+                config.model_dump_json(),
+                str(workers),
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        records = list(ResultStore(tmp_path / f"w{workers}").records())
+        scores.append([[(row.R, row.G, row.drift) for row in record.rows] for record in records])
+    assert scores[0] == scores[1]
+
+
+_LAUNCH = """
+import sys, torch
+from forgetting.config import StudyConfig
+from forgetting.study import run_study
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_study(StudyConfig.model_validate_json(sys.argv[2]), sys.argv[1], workers=int(sys.argv[3]))
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    """A real process is killed with SIGKILL in the middle of a task, twice."""
+    mitigation = "lora:r=2,merge=true+replay:fraction=0.3,source=both"
+    config = small_study(mitigations=[mitigation], training={"steps": 12, "batch_size": 8, "max_length": 96})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "forgetting", "run", str(tmp_path / "study.yaml"), "--output"]
+
+    whole = ResultStore(tmp_path / "whole")
+    subprocess.run([*command, str(whole.folder)], check=True, capture_output=True)
+    expected = whole.load(config.runs()[0].run_id)
+    assert expected is not None and expected.status == "finished"
+
+    killed = ResultStore(tmp_path / "killed")
+    run_id = config.runs()[0].run_id
+    for rows in (2, 4):
+        process = subprocess.Popen([*command, str(killed.folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            record = killed.load(run_id)
+            if record is not None and len(record.rows) >= rows:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        record = killed.load(run_id)
+        assert record is not None and record.status == "running" and rows <= len(record.rows) < 6
+    subprocess.run([sys.executable, "-m", "forgetting", "resume", str(killed.folder)], check=True, capture_output=True)
+    resumed = killed.load(run_id)
+    assert resumed is not None and resumed.status == "finished"
+    assert resumed.R == expected.R and resumed.G == expected.G
+    assert [row.drift for row in resumed.rows] == [row.drift for row in expected.rows]
+    assert [cost.log for cost in resumed.cost.tasks] == [cost.log for cost in expected.cost.tasks]
+    assert killed.load_items(run_id) == whole.load_items(run_id)
+    assert not (killed.folder / "checkpoints").exists()
+
+
+def test_a_torn_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the last row cut short, the run goes on from the row before it and ends with the same numbers."""
+    config = small_study()
+    run_id = config.runs()[0].run_id
+    reference = run_study(config, tmp_path / "a")[0]
+
+    import forgetting.run as run_module
+
+    real, calls = run_module._train_task, []
+
+    def stops_in_task_3(*arguments: object, **keywords: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module, "_train_task", stops_in_task_3)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, tmp_path / "b")
+    store = ResultStore(tmp_path / "b")
+    checkpoints = store.checkpoint_path(run_id)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["row-1", "row-2"]
+    weights = checkpoints / "row-2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert run_study(config, tmp_path / "b")[0].R == reference.R
+    assert len(calls) == 3 + 4
