@@ -26,7 +26,7 @@ from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfi
 from forgetting.display import RunProgress, print_outcome, print_plan
 from forgetting.report import summarise, write_report
 from forgetting.results import ResultStore, write_atomically
-from forgetting.study import run_study
+from forgetting.study import Plan, run_study
 
 REPORTED = ("agnews", "amazon", "sst2", "boolq")
 TUNING = ("rte", "wic", "copa", "cb")
@@ -98,9 +98,9 @@ def run(config: StudyConfig, folder: Path, workers: int) -> pd.DataFrame:
     """Run (or continue) a study and write its report."""
     with RunProgress() as progress:
 
-        def announce(plan: object) -> None:
-            print_plan(plan, folder)  # type: ignore[arg-type]
-            progress.expect(plan)  # type: ignore[arg-type]
+        def announce(plan: Plan) -> None:
+            print_plan(plan, folder)
+            progress.expect(plan)
 
         run_study(config, folder, workers=workers, progress=progress.update, on_plan=announce)
     print_outcome(folder, write_report(folder))

@@ -31,16 +31,21 @@ def _study(folder: Path, config: StudyConfig, *, workers: int, wandb: str | None
     """Plan, run with progress, report; exit code 1 where a run failed."""
     from forgetting.display import RunProgress, print_outcome, print_plan
     from forgetting.report import write_report
-    from forgetting.study import run_study
+    from forgetting.study import Plan, run_study
 
     with RunProgress() as progress:
+
+        def announce(plan: Plan) -> None:
+            print_plan(plan, folder)
+            progress.expect(plan)
+
         records = run_study(
             config,
             folder,
             workers=workers,
             progress=progress.update,
             wandb_project=wandb,
-            on_plan=lambda plan: (print_plan(plan, folder), progress.expect(plan))[1],
+            on_plan=announce,
         )
     print_outcome(folder, write_report(folder))
     if any(record.status == "failed" for record in records):
@@ -208,16 +213,16 @@ def list_(what: Annotated[str, typer.Argument(help="mitigations, sequences, suit
 @micro.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("micro-model"),
-    size: Annotated[str, typer.Option(help="300k, 1M or 4M parameters.")] = "1M",
+    size: Annotated[str, typer.Option(help="Parameters: 300k, 1M or 4M.")] = "1M",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps (default: the shipped model's).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of initialisation and text.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is).")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Pretrain the embedded model again, on CPU or GPU."""
     from forgetting.micro.pretrain import pretrain as pretrain_model
 
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
-    pretrain_model(output, seed=seed, device=device, model_size=size, **options)
+    pretrain_model(output, seed=seed, device=device, model_size=size, **options)  # type: ignore[arg-type]  # checked there
 
 
 def main() -> None:

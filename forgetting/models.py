@@ -138,7 +138,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-        )
+        )  # type: ignore[misc]  # a pair, with output_loading_info
     except UsageError:
         raise
     except Exception as error:

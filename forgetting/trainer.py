@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -106,6 +107,7 @@ class ContinualTrainer(Trainer):
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self.mitigation = mitigation
+        self._trained = model
         self.losses: list[float] = []
         self.tokens: Counter[str] = Counter()
         self.examples: Counter[str] = Counter()
@@ -118,6 +120,7 @@ class ContinualTrainer(Trainer):
             data_collator=Collator.for_tokenizer(tokenizer),
             callbacks=[_Hooks(self, on_step), *(callbacks or [])],
         )
+        self.remove_callback(PrinterCallback)  # it prints a line per task among the study's progress
 
     def training_step(
         self,
@@ -137,7 +140,7 @@ class ContinualTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss += float(loss)
         if self.accelerator.sync_gradients:
-            self.mitigation.after_backward(self.model)
+            self.mitigation.after_backward(self._trained)
         return loss
 
     def compute_loss(
@@ -149,7 +152,7 @@ class ContinualTrainer(Trainer):
     ) -> Any:
         """The model's loss, as the mitigation changes it."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = self.mitigation.loss(self.model, inputs, outputs, loss)
+        loss = self.mitigation.loss(self._trained, inputs, outputs, loss)
         if not torch.isfinite(loss):
             raise RunFailed(
                 f"loss is {float(loss)} at step {self.state.global_step + 1} "

@@ -25,7 +25,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     A text that already begins with the prefix token's string gets none, so that BOS is never there twice.
     """
     prefix = prefix_token_id(tokenizer)
-    bos = None if prefix is None else tokenizer.decode(prefix)
+    bos = None if prefix is None else str(tokenizer.decode(prefix))
     has_bos = [bos is not None and text.startswith(bos) for text in texts]
     encoded = iter(_encode([t for t, given in zip(texts, has_bos, strict=True) if not given], tokenizer, True))
     without = iter(_encode([t for t, given in zip(texts, has_bos, strict=True) if given], tokenizer, False))

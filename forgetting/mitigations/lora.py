@@ -65,7 +65,8 @@ class LoRA(Mitigation[LoRAOptions]):
         )
         with torch.random.fork_rng():  # A's initialisation must depend on the run's seed alone
             torch.manual_seed(self.context.seed * 1000 + self._tasks)
-            return get_peft_model(model, config)  # type: ignore[return-value]  # PeftModel forwards to it
+            wrapped = get_peft_model(model, config).train(model.training)
+        return wrapped  # type: ignore[return-value]  # PeftModel forwards to it
 
     def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
         """Scale the rate."""
@@ -75,13 +76,13 @@ class LoRA(Mitigation[LoRAOptions]):
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Merge the adapter of the task before, and start a new one."""
         if self._tasks and self.options.merge:
-            model = self._wrap(model.merge_and_unload())
+            model = self._wrap(model.merge_and_unload())  # type: ignore[operator]  # it is a PeftModel
         self._tasks += 1
         return model
 
     def views(self, model: PreTrainedModel) -> dict[str, AbstractContextManager]:
         """The model without its current adapter."""
-        return {"adapter_off": model.disable_adapter()}
+        return {"adapter_off": model.disable_adapter()}  # type: ignore[operator]  # it is a PeftModel
 
     def state_dict(self) -> dict[str, Any]:
         """The number of adapters begun; their weights are the model's."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from forgetting.evaluation.encoding import encode_pair, prefix_token_id
+from forgetting.evaluation.encoding import encode_pairs, prefix_token_id
 from forgetting.tasks.mixing import SOURCES
 from forgetting.tasks.task import Example
 
@@ -29,9 +29,10 @@ PRETRAINING = SOURCES.index("pretraining")
 
 
 def _feature(context: list[int], target: list[int], source: int, *, truncated: bool) -> Feature:
+    labels = [IGNORED] * len(context) + target
     return {
         "input_ids": context + target,
-        "labels": [IGNORED] * len(context) + target,
+        "labels": [IGNORED, *labels[1:]],
         "source": source,
         "truncated": int(truncated),
     }
@@ -40,7 +41,7 @@ def _feature(context: list[int], target: list[int], source: int, *, truncated: b
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int) -> Feature:
     """Encode an example: loss on the completion and on the end-of-sequence token after it, none on the prompt.
 
-    The boundary between prompt and completion falls where scoring puts it (``encode_pair``), so that training
+    The boundary between prompt and completion falls where scoring puts it (``encode_pairs``), so that training
     and scoring agree. What is too long loses the beginning of its prompt (a beginning-of-sequence token stays);
     a completion that leaves no room for one token of context loses its end.
 
@@ -51,15 +52,29 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
 
     Returns:
         A feature of the source ``task``.
+
+    Raises:
+        UsageError: if the completion has no token of its own.
     """
-    context, target = encode_pair(tokenizer, example.prompt, example.completion)
+    return encode_examples(tokenizer, [example], max_length)[0]
+
+
+def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_length: int) -> list[Feature]:
+    """Encode many examples at once; see :func:`encode`."""
+    pairs = encode_pairs(tokenizer, [(example.prompt, example.completion) for example in examples])
+    return [_example_feature(tokenizer, context, target, max_length) for context, target in pairs]
+
+
+def _example_feature(
+    tokenizer: PreTrainedTokenizerBase, context: list[int], target: list[int], max_length: int
+) -> Feature:
     if tokenizer.eos_token_id is not None:
         target = [*target, tokenizer.eos_token_id]
     truncated = len(context) + len(target) > max_length
     target = target[: max_length - 1]
     room = max_length - len(target)
     if len(context) > room:
-        head = context[:1] if context[:1] == [tokenizer.bos_token_id] else []
+        head = context[:1] if context[0] == tokenizer.bos_token_id else []
         rest = room - len(head)
         context = head + (context[-rest:] if rest else [])
     return _feature(context, target, TASK, truncated=truncated)
@@ -68,8 +83,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> Feature:
     """Encode a document: every token of it carries loss, and the end-of-sequence token after it.
 
-    The first token is predicted from the token that begins a document in pretraining (``prefix_token_id``). A document that is too long
-    loses its end, and then has no end-of-sequence token.
+    The first token is predicted from the token that begins a document in pretraining (``prefix_token_id``). A
+    document that is too long loses its end, and then has no end-of-sequence token.
 
     Args:
         tokenizer: Needs no padding token.
@@ -79,24 +94,23 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) 
     Returns:
         A feature of the source ``pretraining``.
     """
-    context = [prefix_token_id(tokenizer)]
-    target = tokenizer.encode(text, add_special_tokens=False)
-    if tokenizer.eos_token_id is not None:
-        target = [*target, tokenizer.eos_token_id]
-    room = max_length - 1
-    return _feature(context, target[:room], PRETRAINING, truncated=len(target) > room)
-
-
-def encode_examples(
-    tokenizer: PreTrainedTokenizerBase, examples: Iterable[Example], max_length: int
-) -> list[Feature]:
-    """:func:`encode` of each."""
-    return [encode(tokenizer, example, max_length) for example in examples]
+    return encode_texts(tokenizer, [text], max_length)[0]
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_length: int) -> list[Feature]:
-    """:func:`encode_text` of each."""
-    return [encode_text(tokenizer, text, max_length) for text in texts]
+    """Encode many documents at once; see :func:`encode_text`."""
+    documents = list(texts)
+    if not documents:
+        return []
+    prefix, end = prefix_token_id(tokenizer), tokenizer.eos_token_id
+    encoded = tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    features = []
+    for ids in encoded:
+        context = [] if prefix is None or ids[:1] == [prefix] else [prefix]
+        target = ids if end is None else [*ids, end]
+        room = max_length - len(context)
+        features.append(_feature(context, target[:room], PRETRAINING, truncated=len(target) > room))
+    return features
 
 
 class ExampleDataset(Dataset):
@@ -154,7 +168,9 @@ class Collator:
     order, its source and its number of tokens. N is B unless rows are packed. With a packed row among them, a batch
     has ``position_ids`` (B, T) too, and its ``attention_mask`` is float32 of shape (B, 1, T, T), to be added to the
     attention's scores: 0 within an example up to the present token, the least finite number elsewhere. Both the
-    ``sdpa`` and the ``eager`` attention of transformers take it as it is.
+    ``sdpa`` and the ``eager`` attention of transformers take it as it is, with fp32 weights and under bf16 autocast,
+    which are the precisions trained in. With weights of another precision, cast it to theirs: torch's attention
+    reads a float32 mask beside float64 queries wrongly, without an error.
 
     Args:
         pad_token_id: Fills up; it is masked and carries no loss, so any token will do.
@@ -170,6 +186,7 @@ class Collator:
         return cls(next(token for token in known if token is not None))
 
     def __call__(self, features: list[Feature]) -> dict[str, torch.Tensor]:
+        """Collate B features into a batch, see the class."""
         segments = [feature.get("segments", [len(feature["input_ids"])]) for feature in features]
         batch = {
             "input_ids": self._padded(features, "input_ids", self.pad_token_id),

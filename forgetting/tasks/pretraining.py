@@ -246,7 +246,9 @@ def sample_documents(
     import torch
     from transformers import GenerationConfig
 
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    from forgetting.evaluation.encoding import prefix_token_id
+
+    begin = prefix_token_id(tokenizer)
     if begin is None:
         raise UsageError(
             "pretraining.source: 'self' needs a token that begins a document, and the tokenizer has neither a "
@@ -260,6 +262,7 @@ def sample_documents(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else begin,
     )
+    generate: Any = model.generate
     own, was_training, device = model.generation_config, model.training, model.device
     documents: dict[str, None] = {}
     devices = [device] if device.type == "cuda" else []
@@ -271,9 +274,7 @@ def sample_documents(
             torch.manual_seed(seed)
             for _ in range(4 * count // SAMPLING_BATCH + 4):
                 begins = torch.full((SAMPLING_BATCH, 1), begin, device=device)
-                drawn = model.generate(
-                    input_ids=begins, attention_mask=torch.ones_like(begins), generation_config=plain
-                )
+                drawn = generate(input_ids=begins, attention_mask=torch.ones_like(begins), generation_config=plain)
                 texts = tokenizer.batch_decode(drawn[:, 1:], skip_special_tokens=True)
                 documents.update((text, None) for text in (t.strip() for t in texts) if text)
                 if len(documents) >= count:

@@ -10,9 +10,7 @@ from forgetting.tasks.build import load_task
 
 
 def rows(count, choices=("a", "b"), prefix="q"):
-    return [
-        {"prompt": f"{prefix}{i}:", "completion": choices[i % 2], "choices": list(choices)} for i in range(count)
-    ]
+    return [{"prompt": f"{prefix}{i}:", "completion": choices[i % 2], "choices": list(choices)} for i in range(count)]
 
 
 @pytest.fixture

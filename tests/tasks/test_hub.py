@@ -59,8 +59,12 @@ def test_only_as_many_rows_are_read_as_can_be_needed(folder, monkeypatch):
     from forgetting.tasks import hub
 
     original = hub.rows_to_examples
-    monkeypatch.setattr(hub, "rows_to_examples", lambda rows, *a, **k: seen.append(len(rows)) or original(rows, *a, **k))
-    loaded = load_task(config(folder, labels=("a", "b"), validation="validation", test="test", train_size=6, test_size=3))
+    monkeypatch.setattr(
+        hub, "rows_to_examples", lambda rows, *a, **k: seen.append(len(rows)) or original(rows, *a, **k)
+    )
+    loaded = load_task(
+        config(folder, labels=("a", "b"), validation="validation", test="test", train_size=6, test_size=3)
+    )
     assert seen == [6, 5, 3]
     assert [len(loaded.train), len(loaded.validation), len(loaded.test)] == [6, 5, 3]
 
@@ -70,7 +74,10 @@ BAD = {
     "train split": ({"train_split": "training"}, ["train_split 'training'", "did you mean 'train'?"]),
     "column": ({"columns": ColumnMapping(prompt="txt", completion="label")}, ["'txt'", "did you mean 'text'?"]),
     "labels missing": ({}, ["'label' is a number (0)", "not text"]),
-    "too few labels": ({"labels": ("a", "b"), "columns": ColumnMapping(prompt="text", completion="n")}, ["2", "0 to 1"]),
+    "too few labels": (
+        {"labels": ("a", "b"), "columns": ColumnMapping(prompt="text", completion="n")},
+        ["2", "0 to 1"],
+    ),
     "test is train": ({"test": "train"}, ["test 'train'", "the same as train"]),
 }
 

@@ -92,7 +92,9 @@ def test_jsonl(tmp_path, load):
 def test_further_held_out_files_are_columns(tmp_path, load):
     source = text_file(tmp_path, 20)
     further = tmp_path / "poems.txt"
-    further.write_text("document 0\nsecond line 0\n\nnew one\n\n" + "\n\n".join(f"document {i}\nsecond line {i}" for i in range(20)))
+    further.write_text(
+        "document 0\nsecond line 0\n\nnew one\n\n" + "\n\n".join(f"document {i}\nsecond line {i}" for i in range(20))
+    )
     text = load(source=source, documents=14, held_out_documents=6, held_out=(str(further),))
     check_disjoint(text)
     assert set(text.held_out) == {"pretraining", "poems"}
@@ -103,8 +105,8 @@ def test_further_held_out_files_are_columns(tmp_path, load):
 def test_hub_data_set_is_streamed(load, monkeypatch):
     asked = {}
 
-    def stream(name, **options):
-        asked.update(options, path=name)
+    def stream(path, **options):
+        asked.update(options, path=path)
         return ({"text": f"row {i}" if i % 2 else ""} for i in range(10_000))
 
     monkeypatch.setattr("datasets.load_dataset", stream)

@@ -34,7 +34,13 @@ def failure(task_config):
 
 @pytest.mark.parametrize(
     ("prompt", "completion", "expected"),
-    [("Q:", "yes", " yes"), ("Q: ", "yes", "yes"), ("Q:\n", "yes", "yes"), ("Q:", "\nyes", "\nyes"), ("", "yes", "yes")],
+    [
+        ("Q:", "yes", " yes"),
+        ("Q: ", "yes", "yes"),
+        ("Q:\n", "yes", "yes"),
+        ("Q:", "\nyes", "\nyes"),
+        ("", "yes", "yes"),
+    ],
 )
 def test_separator_belongs_to_the_completion(prompt, completion, expected):
     assert separated(prompt, completion) == expected
@@ -63,7 +69,9 @@ def test_integer_labels_become_choices(tmp_path):
 
 def test_byte_order_mark_and_windows_line_ends(tmp_path):
     path = tmp_path / "train.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "Q:", "completion": "a"}\r\n{"prompt": "R:", "completion": "b"}\r\n')
+    path.write_bytes(
+        b"\xef\xbb\xbf" + b'{"prompt": "Q:", "completion": "a"}\r\n{"prompt": "R:", "completion": "b"}\r\n'
+    )
     assert [item.completion for item in read_jsonl(config(str(path))).train] == [" a", " b"]
 
 

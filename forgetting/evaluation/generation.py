@@ -1,0 +1,106 @@
+"""Greedy continuations of prompts that are tokenised once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from forgetting.errors import UsageError
+from forgetting.evaluation.encoding import encode_texts
+from forgetting.evaluation.likelihood import evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    input_ids: torch.Tensor  # (B, W), padded on the left
+    attention_mask: torch.Tensor  # (B, W)
+    members: list[int]
+
+
+class PreparedGenerations:
+    """Prompts to be continued greedily, as left-padded batches, the longest first.
+
+    Args:
+        prompts: Texts; results are in this order.
+        tokenizer: Its EOS ends a continuation, as the model's own does.
+        batch_size: Prompts per batch.
+        max_length: Most tokens of prompt and continuation together; a longer prompt loses its beginning.
+        max_new_tokens: Most tokens of a continuation.
+        until: Strings that end a continuation; they are not part of it.
+
+    Raises:
+        UsageError: if ``max_new_tokens`` leaves no room for a prompt.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        max_length: int,
+        max_new_tokens: int,
+        until: Sequence[str] = (),
+    ) -> None:
+        if max_new_tokens >= max_length:
+            raise UsageError(
+                f"max_new_tokens {max_new_tokens}: leaves no room for a prompt within max_length {max_length}; "
+                "lower it, or raise max_length"
+            )
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.until = tuple(until)
+        encoded = [ids[-(max_length - max_new_tokens) :] for ids in encode_texts(tokenizer, prompts)]
+        order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
+        self._batches = [
+            self._batch(encoded, order[start : start + batch_size]) for start in range(0, len(order), batch_size)
+        ]
+        self._n = len(encoded)
+
+    def _batch(self, encoded: list[list[int]], members: list[int]) -> _Batch:
+        width = max(len(encoded[index]) for index in members)
+        padding = self.tokenizer.pad_token_id or 0
+        rows = [[padding] * (width - len(encoded[i])) + encoded[i] for i in members]
+        mask = [[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in members]
+        return _Batch(torch.tensor(rows), torch.tensor(mask), members)
+
+    def generate(self, model: PreTrainedModel) -> list[str]:
+        """Return the continuations, without special tokens, cut at EOS and at the first of ``until``."""
+        texts = [""] * self._n
+        ends = self._end_tokens(model)
+        with evaluating(model):
+            for batch in self._batches:
+                for index, ids in zip(batch.members, self._continue(model, batch, ends), strict=True):
+                    end = next((k for k, token in enumerate(ids) if token in ends), len(ids))
+                    text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True))
+                    for stop in self.until:
+                        text = text.split(stop)[0]
+                    texts[index] = text
+        return texts
+
+    def _end_tokens(self, model: PreTrainedModel) -> list[int]:
+        own = getattr(model.generation_config, "eos_token_id", None)
+        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+        return sorted(token for token in ends if token is not None)
+
+    def _continue(self, model: PreTrainedModel, batch: _Batch, ends: list[int]) -> list[list[int]]:
+        from lm_eval.models.utils_hf import stop_sequences_criteria
+
+        rows, width = batch.input_ids.shape
+        output = model.generate(  # type: ignore[operator]  # torch types it as Module | Tensor
+            input_ids=batch.input_ids.to(model.device),
+            attention_mask=batch.attention_mask.to(model.device),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=ends or None,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            stopping_criteria=stop_sequences_criteria(self.tokenizer, list(self.until), width, rows),
+        )
+        return output[:, width:].tolist()

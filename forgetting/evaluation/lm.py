@@ -1,0 +1,193 @@
+"""SharedContextLM: lm-eval's language-model interface, where choices of one item share its context's compute."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from forgetting.errors import UsageError
+from forgetting.evaluation.encoding import encode_pairs, encode_texts, prefix_token_id
+from forgetting.evaluation.generation import PreparedGenerations
+from forgetting.evaluation.likelihood import PreparedLikelihoods
+from forgetting.evaluation.packing import TokenSequence
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Response = tuple[float, bool] | float | str
+"""What lm-eval expects for a loglikelihood, a loglikelihood_rolling, a generate_until request."""
+
+
+class Prepared:
+    """Requests of any kinds, tokenised and packed once, to be scored with any model of the same tokenizer.
+
+    Args:
+        requests: lm-eval's instances. Those of one document share a row; where they name no document, those
+            of one context do.
+        tokenizer: The models'.
+        batch_size: Sequences per forward pass.
+        max_length: Tokens that a model reads at most; what is longer loses its beginning, as in HFLM.
+
+    Raises:
+        UsageError: for a request that cannot be scored (an empty continuation, one longer than ``max_length``,
+            sampling instead of greedy decoding).
+    """
+
+    def __init__(
+        self, requests: Sequence[Instance], tokenizer: PreTrainedTokenizerBase, *, batch_size: int, max_length: int
+    ) -> None:
+        self.n = len(requests)
+        self._tokenizer, self._batch_size, self._max_length = tokenizer, batch_size, max_length
+        kinds: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            kinds.setdefault(request.request_type, []).append(index)
+        self._choices = self._prepare_likelihoods(requests, kinds.pop("loglikelihood", []))
+        self._rolling = self._prepare_rolling(requests, kinds.pop("loglikelihood_rolling", []))
+        self._generations = self._prepare_generations(requests, kinds.pop("generate_until", []))
+        if kinds:
+            raise UsageError(f"request type {next(iter(kinds))!r}: is not one of lm-eval's")
+
+    def score(self, model: PreTrainedModel) -> list[Response]:
+        """Return the responses, in the order of the requests."""
+        responses: list[Response] = [""] * self.n
+        indices, likelihoods = self._choices
+        for index, score in zip(indices, likelihoods.score(model), strict=True):
+            responses[index] = score
+        indices, likelihoods = self._rolling
+        for index in indices:
+            responses[index] = 0.0
+        for index, (log_prob, _) in zip(indices, likelihoods.score(model), strict=True):
+            responses[index] += log_prob  # type: ignore[operator]  # a float was put there
+        for indices, generations in self._generations:
+            for index, text in zip(indices, generations.generate(model), strict=True):
+                responses[index] = text
+        return responses
+
+    def _prepare_likelihoods(
+        self, requests: Sequence[Instance], indices: list[int]
+    ) -> tuple[list[int], PreparedLikelihoods]:
+        pairs = encode_pairs(self._tokenizer, [requests[index].args[:2] for index in indices])
+        groups: list[Hashable] = []
+        for index in indices:
+            document = (requests[index].task_name, requests[index].doc_id)
+            groups.append(document if document != (None, None) else requests[index].args[0])
+        return indices, self._likelihoods(pairs, groups)
+
+    def _prepare_rolling(
+        self, requests: Sequence[Instance], indices: list[int]
+    ) -> tuple[list[int], PreparedLikelihoods]:
+        """Windows of every text; ``indices`` repeats a text's index for each."""
+        prefix = prefix_token_id(self._tokenizer)
+        if indices and prefix is None:
+            raise UsageError("tokenizer: has neither a BOS nor an EOS token to stand before a text's first token")
+        owners, windows = [], []
+        texts = encode_texts(self._tokenizer, [requests[index].args[0] for index in indices])
+        for index, ids in zip(indices, texts, strict=True):
+            for window in get_rolling_token_windows(ids, prefix, self._max_length, context_len=1):
+                owners.append(index)
+                windows.append(make_disjoint_window(window))
+        return owners, self._likelihoods(windows, range(len(windows)))
+
+    def _likelihoods(
+        self, pairs: Sequence[tuple[list[int], list[int]]], groups: Sequence[Hashable]
+    ) -> PreparedLikelihoods:
+        return PreparedLikelihoods(truncate_pairs(pairs, self._max_length), groups, self._batch_size)
+
+    def _prepare_generations(
+        self, requests: Sequence[Instance], indices: list[int]
+    ) -> list[tuple[list[int], PreparedGenerations]]:
+        by_options: dict[_Options, list[int]] = {}
+        for index in indices:
+            by_options.setdefault(_Options.of(requests[index].args[1]), []).append(index)
+        return [
+            (
+                members,
+                PreparedGenerations(
+                    [requests[index].args[0] for index in members],
+                    self._tokenizer,
+                    batch_size=self._batch_size,
+                    max_length=self._max_length,
+                    max_new_tokens=options.max_new_tokens,
+                    until=options.until,
+                ),
+            )
+            for options, members in by_options.items()
+        ]
+
+
+@dataclass(frozen=True)
+class _Options:
+    until: tuple[str, ...]
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any]) -> _Options:
+        normal = dict(normalize_gen_kwargs(arguments))
+        if normal.get("do_sample") or float(normal.get("temperature") or 0) > 0:
+            raise UsageError("generation_kwargs: the task samples (do_sample or temperature); only greedy decoding is")
+        return cls(tuple(stop for stop in normal["until"] if stop), int(normal["max_gen_toks"]))
+
+
+def truncate_pairs(pairs: Sequence[tuple[list[int], list[int]]], max_length: int) -> list[TokenSequence]:
+    """Join contexts and continuations; what has more than ``max_length`` + 1 tokens loses its beginning.
+
+    The last token is only predicted, never read: hence the + 1 (as in HFLM).
+
+    Raises:
+        UsageError: if a continuation alone is longer than ``max_length``.
+    """
+    for _, continuation in pairs:
+        if len(continuation) > max_length:
+            raise UsageError(f"max_length {max_length}: a continuation has {len(continuation)} tokens; raise it")
+    return [
+        TokenSequence((context + continuation)[-(max_length + 1) :], len(continuation))
+        for context, continuation in pairs
+    ]
+
+
+class SharedContextLM(LM):
+    """A causal language model for lm-eval that computes what an item's choices share once.
+
+    Same results as HFLM's, in the order of the requests; deterministic; the model is left in the mode it was in.
+
+    Args:
+        model: A causal transformers model (or a peft model of one).
+        tokenizer: Its tokenizer.
+        batch_size: Sequences per forward pass.
+        max_length: Tokens that the model reads at most; by default what its configuration says.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 64,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.max_length = max_length or resolve_max_length(model.config, tokenizer)
+
+    def prepare(self, requests: Sequence[Instance]) -> Prepared:
+        """Tokenise and pack requests once; ``prepared.score(model)`` scores them with any model."""
+        return Prepared(requests, self.tokenizer, batch_size=self.batch_size, max_length=self.max_length)
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Return (log p of the continuation given the context in nats, whether it is the greedy one)."""
+        return self.prepare(requests).score(self.model)  # type: ignore[return-value]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Return log p of whole texts in nats; long ones in windows that predict each token once."""
+        return self.prepare(requests).score(self.model)  # type: ignore[return-value]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Return greedy continuations, cut at EOS and at the stop strings."""
+        return self.prepare(requests).score(self.model)  # type: ignore[return-value]
