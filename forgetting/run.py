@@ -171,6 +171,7 @@ def _new_record(config: RunConfig, store: ResultStore, setting: Setting) -> RunR
 
 def _context(config: RunConfig, setting: Setting) -> RunContext:
     tokenizer, max_length = setting.base.tokenizer, config.training.max_length
+    text_length = min(max_length, config.pretraining.max_length)
     return RunContext(
         seed=config.seed,
         tokenizer=tokenizer,
@@ -178,7 +179,7 @@ def _context(config: RunConfig, setting: Setting) -> RunContext:
         pretraining=setting.pretraining,
         encode_task=lambda task: encode_examples(tokenizer, task.train, max_length),
         encode_validation=lambda task: encode_examples(tokenizer, task.validation, max_length),
-        encode_text=lambda texts: encode_texts(tokenizer, texts, max_length),
+        encode_text=lambda texts: encode_texts(tokenizer, texts, text_length),
         pack=(lambda features: pack(features, max_length)) if config.training.packing else (lambda features: features),
     )
 

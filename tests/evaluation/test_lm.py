@@ -67,6 +67,9 @@ def hflm(model: PreTrainedModel, batch_size: int = 8, max_length: int | None = N
 @pytest.mark.parametrize("max_length", [None, 6])
 def test_loglikelihoods_equal_hflms(name: str, max_length: int | None) -> None:
     model, requests = MODELS[name], multiple_choice(40)
+    for item in range(3):
+        best = int(model(torch.tensor([[item + 2]])).logits[0, -1].argmax())
+        requests += [request("loglikelihood", (f"w{item + 2}", f" w{token}"), item, "greedy") for token in (best, 9)]
     expected = hflm(model, max_length=max_length).loglikelihood(requests, disable_tqdm=True)
     prepared = SharedContextLM(model, TOKENIZER, batch_size=8, max_length=max_length).prepare(requests)
     assert any(batch.ends is not None for batch in prepared._choices[1]._packed)
