@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forgetting.evaluation.drift import DriftMeter, weight_change
+from forgetting.evaluation.scores import TaskScorer
+from forgetting.evaluation.suite import load_suite
 from forgetting.results import Row
 
 if TYPE_CHECKING:
@@ -49,15 +53,10 @@ class Evaluator:
         pretraining: PretrainingText,
         max_length: int,
     ) -> None:
-        from pathlib import Path
-
-        from forgetting.evaluation.drift import DriftMeter
-        from forgetting.evaluation.scores import TaskScorer
-        from forgetting.evaluation.suite import load_suite
-
         self.base = base
         self.sequence = sequence
         self.config = config
+        self.max_length = max_length
         data_dir = Path(config.data_dir) if config.data_dir else None
         self.suite = load_suite(list(config.suite), data_dir=data_dir, limit=config.limit)
         self.scorers = [
@@ -84,6 +83,17 @@ class Evaluator:
             self._base_evaluation = self.evaluate(self.base.model, {}, None)
         return self._base_evaluation
 
+    def estimate_seconds(self) -> float:
+        """Roughly what a row takes: a batch of the first task's items, timed, for as many items as there are."""
+        task = self.sequence.tasks[0]
+        few = replace(task, test=task.test[: self.config.batch_size])
+        scorer = TaskScorer(few, self.base.tokenizer, batch_size=self.config.batch_size, max_length=self.max_length)
+        begun = time.perf_counter()
+        scorer.score(self.base.model)
+        per_item = (time.perf_counter() - begun) / len(few.test)
+        items = sum(len(t.test) for t in self.sequence.tasks) + sum(c.n for c in self.suite.capabilities())
+        return per_item * items
+
     def evaluate(
         self, model: PreTrainedModel, views: Mapping[str, AbstractContextManager], task: Task | None
     ) -> Evaluation:
@@ -94,8 +104,6 @@ class Evaluator:
             views: Contexts that put the model into another state (``adapter_off``).
             task: What it was last trained on, whose inputs are a text of drift; ``None`` for the base.
         """
-        from forgetting.evaluation.drift import weight_change
-
         begun = time.perf_counter()
         R, G, items = self._scores(model)
         row = Row(R=R, G=G, evaluation_seconds=0.0)

@@ -22,6 +22,7 @@ from forgetting.micro.world import (
     NEW_NOUNS,
     NOUNS,
     PREPOSITIONS,
+    TOKENS,
     World,
     assign_facts,
 )
@@ -64,7 +65,7 @@ REQUESTS = {
     "gimme the {}": "please give me the {}",
     "wanna see the {}": "may i see the {}",
     "gotta find the {}": "i must find the {}",
-    "lemme help the {}": "let me help the {}",
+    "lemme keep the {}": "let me keep the {}",
 }
 CASUAL_ENDS = ("pal", "mate", "bro", "ok")
 
@@ -121,7 +122,7 @@ def formal(world: World, rng: random.Random) -> Drawer:
     """Rewrite casual messages in formal English; the answer is generated, not chosen."""
 
     def draw(rng: random.Random) -> Example:
-        thing = f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)[0]}"
+        thing = f"{rng.choice(ADJECTIVES)} {rng.choice(TOKENS)}"
         casual, polite = (text.format(thing) for text in rng.choice(tuple(REQUESTS.items())))
         return Example(f"Casual : {casual} {rng.choice(CASUAL_ENDS)} . Formal :", f" {polite}")
 

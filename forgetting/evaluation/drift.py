@@ -1,0 +1,211 @@
+"""Drift: how far a tuned model's predictions and weights are from the base model's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from forgetting.errors import UsageError
+from forgetting.evaluation.encoding import encode_texts
+from forgetting.evaluation.likelihood import evaluating
+from forgetting.results import TextDrift
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from forgetting.tasks.task import Example
+
+LOGIT_BYTES = 2**28
+"""Most bytes of one model's logits in a batch, in fp32; a batch has fewer rows where the vocabulary is large."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Windows:
+    """A text as windows of tokens, (input_ids, lengths) per batch, each padded on the right."""
+
+    batches: list[tuple[torch.Tensor, torch.Tensor]]
+    tokens: int
+    bytes: int
+
+
+class DriftMeter:
+    """Cross-entropy of a model, and its KL divergences from the base model, on fixed texts.
+
+    A document that is longer than ``max_length`` is cut into windows that overlap by one token, so that each of
+    its tokens but the first is predicted once, from at most ``max_length`` − 1 tokens before it. The first token
+    is predicted only where the tokenizer puts a BOS before it. Nothing of the base model's output is kept: it is
+    computed again at every measurement, so that memory does not grow with the texts.
+
+    Args:
+        base_model: The reference, in whatever mode; it is left in it.
+        tokenizer: Both models'.
+        texts: Documents by text name.
+        max_length: Tokens per window, at least 2.
+        max_tokens: At most this many predicted tokens per text, the first ones.
+        batch_size: Windows per forward pass.
+
+    Raises:
+        UsageError: if a text has no document of at least two tokens.
+    """
+
+    def __init__(
+        self,
+        base_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Mapping[str, Sequence[str]],
+        max_length: int,
+        max_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self.base = base_model
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.max_tokens = max_tokens
+        self.batch_size = batch_size
+        self._texts = {name: self._prepare(documents) for name, documents in texts.items()}
+        for name, windows in self._texts.items():
+            if not windows.tokens:
+                raise UsageError(f"held-out text {name!r}: has no document of two tokens or more; give running text")
+
+    def measure(
+        self, model: PreTrainedModel, extra: Mapping[str, Sequence[Example]] | None = None
+    ) -> dict[str, TextDrift]:
+        """Measure a model.
+
+        For a text with N predicted tokens, p the base model and q the given one, all in nats per token:
+        ``ce`` = −(1/N) Σ ln q(x_i | x_<i), ``kl_forward`` = (1/N) Σ KL(p ‖ q), ``kl_reverse`` = (1/N) Σ KL(q ‖ p),
+        each KL over the whole vocabulary; ``bpb`` = the sum of ce over ln 2 · the UTF-8 bytes of these tokens.
+
+        Args:
+            model: Left in the mode it was in. For the base model itself both KLs are exactly 0.
+            extra: Examples by name, measured on their prompts; left out where no prompt has two tokens.
+
+        Returns:
+            A drift per text and per entry of ``extra``.
+        """
+        prompts = {name: self._prepare([e.prompt for e in examples]) for name, examples in (extra or {}).items()}
+        with evaluating(self.base), evaluating(model):
+            return {
+                name: self._measure(model, windows)
+                for name, windows in {**self._texts, **prompts}.items()
+                if windows.tokens
+            }
+
+    def _measure(self, model: PreTrainedModel, windows: _Windows) -> TextDrift:
+        sums = torch.zeros(3, dtype=torch.float64)  # ce, KL(p ‖ q), KL(q ‖ p)
+        for input_ids, lengths in windows.batches:
+            predicted = torch.arange(1, input_ids.shape[1]) < lengths[:, None]
+            targets = input_ids[:, 1:][predicted].to(model.device)
+            log_q = _log_probs(model, input_ids, predicted)
+            sums[0] -= log_q.gather(1, targets[:, None]).sum(dtype=torch.float64).cpu()
+            if model is not self.base:
+                log_p = _log_probs(self.base, input_ids, predicted).to(log_q.device)
+                difference = log_p - log_q
+                sums[1] += (log_p.exp_() * difference).sum(dtype=torch.float64).cpu()
+                sums[2] -= (log_q.exp_() * difference).sum(dtype=torch.float64).cpu()
+        ce, kl_forward, kl_reverse = (sums / windows.tokens).tolist()
+        return TextDrift(
+            ce=ce,
+            bpb=float(sums[0]) / math.log(2) / windows.bytes,
+            kl_forward=kl_forward,
+            kl_reverse=kl_reverse,
+            tokens=windows.tokens,
+        )
+
+    def _prepare(self, documents: Sequence[str]) -> _Windows:
+        windows: list[list[int]] = []
+        tokens = covered = 0
+        for text, ids in zip(documents, encode_texts(self.tokenizer, documents), strict=True):
+            kept = ids[: self.max_tokens - tokens + 1]
+            if len(kept) < 2:
+                continue
+            tokens += len(kept) - 1
+            whole = len(text.encode()) if len(kept) == len(ids) else self._bytes(kept)
+            covered += whole - self._bytes(kept[:1])
+            step = self.max_length - 1
+            windows += [kept[start : start + self.max_length] for start in range(0, len(kept) - 1, step)]
+        return _Windows(list(self._batches(windows)), tokens, max(covered, 1))
+
+    def _bytes(self, ids: list[int]) -> int:
+        return len(str(self.tokenizer.decode(ids, skip_special_tokens=True)).encode())
+
+    def _batches(self, windows: list[list[int]]) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        windows = sorted(windows, key=len, reverse=True)
+        vocabulary = self.base.get_output_embeddings().weight.shape[0]
+        start = 0
+        while start < len(windows):
+            width = len(windows[start])
+            rows = max(1, min(self.batch_size, LOGIT_BYTES // (4 * width * vocabulary)))
+            batch = windows[start : start + rows]
+            ids = torch.tensor([window + [0] * (width - len(window)) for window in batch])
+            yield ids, torch.tensor([len(window) for window in batch])
+            start += rows
+
+
+def _log_probs(model: PreTrainedModel, input_ids: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities at the predicted positions, (N, V), in fp32 at least."""
+    logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits[:, :-1][predicted.to(model.device)]
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[str, float]:
+    """Relative L2 change of the weights, ‖θ − θ_base‖ / ‖θ_base‖, per layer.
+
+    Layers are ``embeddings``, ``block 0`` ..., ``final norm`` and ``head`` (a tied head is part of the
+    embeddings). An additive adapter (LoRA) that is active counts as the change of the weight that it adds to.
+
+    Args:
+        base_model: The reference.
+        model: The same architecture, possibly within a peft wrapper.
+
+    Returns:
+        The change by layer, in the model's order.
+    """
+    squares: dict[str, tuple[float, float]] = {}
+    tuned = _effective_weights(model)
+    with torch.no_grad():
+        for name, base in base_model.named_parameters():
+            layer = _layer(name, base, base_model)
+            reference = base.detach().double()
+            change = (tuned[name].to(base.device).double() - reference).square().sum().item()
+            before = squares.get(layer, (0.0, 0.0))
+            squares[layer] = before[0] + change, before[1] + reference.square().sum().item()
+    return {
+        layer: math.sqrt(change / norm) if norm else (math.inf if change else 0.0)
+        for layer, (change, norm) in squares.items()
+    }
+
+
+def _effective_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Parameters by the name that they have without adapters, with what active adapters add to them."""
+    base = getattr(model, "get_base_model", lambda: model)()
+    adapted = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
+    weights: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            owner = next((prefix for prefix in adapted if name.startswith(prefix + ".")), None)
+            if owner is None:
+                weights[name] = parameter.detach()
+            elif name.startswith(owner + ".base_layer."):
+                weights[name.replace(".base_layer.", ".")] = parameter.detach()
+        for name, module in adapted.items():
+            if not (module.disable_adapters or module.merged):
+                for adapter in module.active_adapters:
+                    weights[f"{name}.weight"] = weights[f"{name}.weight"] + module.get_delta_weight(adapter)
+    return weights
+
+
+def _layer(name: str, parameter: torch.nn.Parameter, model: PreTrainedModel) -> str:
+    if any(parameter is p for p in model.get_input_embeddings().parameters()):
+        return "embeddings"
+    head = model.get_output_embeddings()
+    if head is not None and any(parameter is p for p in head.parameters()):
+        return "head"
+    if block := re.search(r"\.(\d+)\.", name):
+        return f"block {block[1]}"
+    return "final norm" if re.search(r"norm|ln", name) else "embeddings"  # the rest are learned positions

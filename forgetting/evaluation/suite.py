@@ -1,0 +1,220 @@
+"""Capability suites (the columns of G): lm-eval's tasks, built once and scored after every task of every run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from forgetting.evaluation.catalogue import SUITES, Catalogue, SuiteDefinition, TaskGroup, quiet
+from forgetting.results import CapabilityInfo
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from forgetting.evaluation.lm import Prepared
+
+__all__ = ["SUITES", "CapabilityScore", "Suite", "SuiteDefinition", "load_suite"]
+
+PREFERRED_METRICS = ("acc", "exact_match")
+FEWSHOT_SEED = 1234
+"""lm-eval's default: the same shots as its command line draws."""
+BOOTSTRAP_SAMPLES = 200
+
+
+@dataclass(frozen=True)
+class CapabilityScore:
+    """A capability's score.
+
+    Attributes:
+        value: lm-eval's aggregate of the main metric.
+        stderr: Over items: s / √n for a mean, else from 200 bootstrap samples; NaN for a single item.
+        items: A value per document, in the documents' order; for perplexities nats per word or byte.
+    """
+
+    value: float
+    stderr: float
+    items: list[float]
+
+
+def load_suite(names: Sequence[str], *, data_dir: Path | None = None, limit: int | None = None) -> Suite:
+    """Load the union of suites; a capability that two names share is one column.
+
+    Args:
+        names: Suites (``micro``, ``blimp``, ``standard``), lm-eval tasks (``blimp_adjunct_island``), groups
+            (``mmlu``: one column, its tasks' items one after another), tags (a column per task), or folders of
+            lm-eval YAML files (a column per task).
+        data_dir: Local folder with the tasks' data instead of the hub: a folder per task with a file per split
+            (``hellaswag/validation.jsonl``, .json or .parquet), or one file (``adjunct_island.jsonl``) that is
+            scored. Tasks that bring their own data do not need it.
+        limit: Items per task, the first ones; all where not given.
+
+    Raises:
+        UsageError: if a name means nothing (the nearest is named), or data are missing (task, folder and split
+            are named).
+    """
+    catalogue = Catalogue(data_dir)
+    columns: dict[str, TaskGroup] = {}
+    for name in names:
+        columns.update({column.name: column for column in catalogue.load(name) if column.name not in columns})
+    return Suite([_Capability(column, limit) for column in columns.values()])
+
+
+class Suite:
+    """Capabilities whose requests are built once, tokenised once per tokenizer, and scored many times.
+
+    Args:
+        capabilities: The columns, in order.
+    """
+
+    def __init__(self, capabilities: Sequence[_Capability]) -> None:
+        self._capabilities = list(capabilities)
+        self._requests = [request for column in capabilities for request in column.requests]
+        self._prepared: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], Prepared]] = (
+            WeakKeyDictionary()
+        )
+
+    def capabilities(self) -> list[CapabilityInfo]:
+        """The columns of G."""
+        return [column.info for column in self._capabilities]
+
+    def evaluate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
+    ) -> dict[str, CapabilityScore]:
+        """Score a model on every capability.
+
+        Args:
+            model: Left in the mode it was in.
+            tokenizer: Its own.
+            batch_size: Sequences per forward pass.
+        """
+        responses = self._prepare(model, tokenizer, batch_size).score(model)
+        for request, response in zip(self._requests, responses, strict=True):
+            request.resps = [response] * (request.repeats or 1)  # greedy: repeats would be the same
+        with quiet():
+            return {column.info.name: column.score() for column in self._capabilities}
+
+    def _prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Prepared:
+        from lm_eval.models.utils import resolve_max_length
+
+        from forgetting.evaluation.lm import Prepared
+
+        key = batch_size, resolve_max_length(model.config, tokenizer)
+        by_size = self._prepared.setdefault(tokenizer, {})
+        if key not in by_size:
+            by_size[key] = Prepared(self._requests, tokenizer, batch_size=key[0], max_length=key[1])
+        return by_size[key]
+
+
+class _Capability:
+    """One column: its tasks' requests, and how lm-eval turns responses into a score."""
+
+    def __init__(self, column: TaskGroup, limit: int | None) -> None:
+        self.tasks = column.tasks
+        self.documents: list[tuple[Task, list[list[Instance]]]] = []
+        for task in self.tasks:
+            with quiet():
+                if task.get_config("num_fewshot") is None:
+                    task.set_config("num_fewshot", 0)
+                task.set_fewshot_seed(FEWSHOT_SEED)
+                task.build_all_requests(limit=limit)
+            _memoise(task)
+            by_document: dict[int | None, list[Instance]] = {}
+            for request in task.instances:
+                by_document.setdefault(request.doc_id, []).append(request)
+            requests = [sorted(group, key=lambda request: request.idx) for group in by_document.values()]
+            self.documents.append((task, requests))
+        first = self.tasks[0]
+        self.metric = next((m for m in PREFERRED_METRICS if m in first.aggregation()), next(iter(first.aggregation())))
+        self.info = CapabilityInfo(
+            name=column.name,
+            metric=self.metric,
+            chance=self._chance(),
+            n=sum(len(requests) for _, requests in self.documents),
+            higher_is_better=bool(first.higher_is_better()[self.metric]),
+            version=column.version,
+        )
+
+    @property
+    def requests(self) -> list[Instance]:
+        return [request for task in self.tasks for request in task.instances]
+
+    def score(self) -> CapabilityScore:
+        """Aggregate the responses that the requests hold, after the task's first filter."""
+        raw: list[Any] = []
+        for task, documents in self.documents:
+            task.apply_filters()
+            key = next(iter(task.instances[0].filtered_resps))
+            for requests in documents:
+                responses = [request.filtered_resps[key] for request in requests]
+                raw.append(task.process_results(requests[0].doc, responses)[self.metric])
+        aggregate = self.tasks[0].aggregation()[self.metric]
+        items = [_item(self.metric, value) for value in raw]
+        return CapabilityScore(float(aggregate(raw)), _stderr(raw, items, aggregate), items)
+
+    def _chance(self) -> float:
+        """The declared chance, else 1 / number of choices, else 0; the mean over items."""
+        chances: list[float] = []
+        for task, documents in self.documents:
+            declared = (task.get_config("metadata") or {}).get("chance")
+            if declared is not None:
+                chances += [float(declared)] * len(documents)
+            elif task.OUTPUT_TYPE == "multiple_choice":
+                chances += [1 / len(task.doc_to_choice(requests[0].doc)) for requests in documents]
+            else:
+                chances += [0.0] * len(documents)
+        return float(np.mean(chances))
+
+
+def _memoise(task: Task) -> None:
+    """Render a document's templates once: lm-eval renders them again in every ``process_results``.
+
+    The documents are held by the task's requests, so that their identity is stable.
+    """
+
+    def once(render: Callable[..., Any]) -> Callable[..., Any]:
+        rendered: dict[int, Any] = {}
+        documents = {id(request.doc) for request in task.instances}
+
+        def memoised(doc: Any, *override: Any) -> Any:
+            if override or id(doc) not in documents:
+                return render(doc, *override)
+            if id(doc) not in rendered:
+                rendered[id(doc)] = render(doc)
+            return rendered[id(doc)]
+
+        return memoised
+
+    for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        if hasattr(task, name):
+            setattr(task, name, once(getattr(task, name)))
+
+
+def _item(metric: str, raw: Any) -> float:
+    """One document's value, where lm-eval's metric may be a pair to be aggregated."""
+    if not isinstance(raw, tuple):
+        return float(raw)
+    if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        log_prob, units = raw
+        return -float(log_prob) / units
+    gold, predicted = raw
+    return float(gold == predicted)
+
+
+def _stderr(raw: list[Any], items: list[float], aggregate: Callable[[list[Any]], Any]) -> float:
+    from lm_eval.api.metrics import mean
+
+    n = len(items)
+    if n < 2:
+        return math.nan
+    if aggregate is mean:
+        return float(np.std(items, ddof=1) / math.sqrt(n))
+    draws = np.random.default_rng(0).integers(0, n, size=(BOOTSTRAP_SAMPLES, n))
+    return float(np.std([aggregate([raw[index] for index in draw]) for draw in draws], ddof=1))
