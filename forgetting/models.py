@@ -101,7 +101,9 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     if name in EMBEDDED:
         path = str(embedded_path(name))
     elif Path(name).expanduser().is_dir():

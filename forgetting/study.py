@@ -63,12 +63,14 @@ def _steps(config: RunConfig, sizes: list[int]) -> int:
 
     from forgetting.trainer import training_arguments
 
-    arguments = training_arguments(config.training, seed=0, output=gettempdir())
-    arguments = build_mitigation(config.mitigation).training_arguments(arguments)
-    if arguments.max_steps > 0:
-        return arguments.max_steps * len(sizes)
-    per_step = config.training.batch_size * config.training.gradient_accumulation
-    return sum(ceil(ceil(size / per_step) * arguments.num_train_epochs) for size in sizes)
+    training, total = config.training, 0
+    per_step = training.batch_size * training.gradient_accumulation
+    for size in sizes:
+        arguments = training_arguments(training, seed=0, output=gettempdir())
+        if training.epochs is not None:
+            arguments.max_steps = ceil(ceil(size / per_step) * training.epochs)
+        total += build_mitigation(config.mitigation).training_arguments(arguments).max_steps
+    return total
 
 
 def _seconds_per_step(setting: Setting, config: RunConfig) -> float:

@@ -122,9 +122,7 @@ def make_batches(
     return [*batches, _collate(batch)] if batch else batches
 
 
-def _rows(
-    sequences: Sequence[TokenSequence], members: list[int], offsets: list[int], branching: bool
-) -> Iterator[Row]:
+def _rows(sequences: Sequence[TokenSequence], members: list[int], offsets: list[int], branching: bool) -> Iterator[Row]:
     """The rows of one group. Sequences come in lexicographic order, which is the trie's depth-first order."""
     row = Row()
     previous: list[int] = []  # the sequence before, without its last token

@@ -51,6 +51,10 @@ class Replay(Mitigation[ReplayOptions]):
     Options: ClassVar[type[Options]] = ReplayOptions
     null: ClassVar[dict[str, Any] | None] = {"fraction": 0}
 
+    def __init__(self, options: ReplayOptions) -> None:
+        super().__init__(options)
+        self._stretch = 1 / (1 - options.fraction)  # what is expected, until a task's data are mixed
+
     def train_dataset(self, dataset: Dataset, task: Task, seen: Sequence[Task]) -> Dataset:
         """Mix; with nothing to replay yet (``earlier``, first task) the task's data stay as they are."""
         from forgetting.tasks.mixing import mix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -166,6 +167,32 @@ def test_requests_are_prepared_once_for_many_models() -> None:
         assert isinstance(scores[0], float) and isinstance(scores[-1], str)
         alone = SharedContextLM(model, TOKENIZER).loglikelihood(requests[1:-1])
         assert [s[0] for s in scores[1:-1]] == pytest.approx([a[0] for a in alone], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_peft_model_is_scored_with_its_adapter(name: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = copy.deepcopy(MODELS[name])
+    target = ["q_proj", "v_proj"] if name == "llama" else ["c_attn"]
+    config = LoraConfig(r=2, target_modules=target, fan_in_fan_out=name == "gpt2", task_type="CAUSAL_LM")
+    wrapped = get_peft_model(model, config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter_name, parameter in wrapped.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.normal_()
+    assert likelihood.takes_logits_to_keep(wrapped)
+    requests = multiple_choice(12)
+    with_adapter = SharedContextLM(wrapped, TOKENIZER).loglikelihood(requests)
+    assert likelihood._honours_masks[wrapped] == {"sdpa": True}
+    with wrapped.disable_adapter():
+        without = SharedContextLM(wrapped, TOKENIZER).loglikelihood(requests)
+    base = SharedContextLM(MODELS[name], TOKENIZER).loglikelihood(requests)
+    assert [w[0] for w in without] == pytest.approx([b[0] for b in base], abs=1e-4)
+    merged = SharedContextLM(wrapped.merge_and_unload(), TOKENIZER).loglikelihood(requests)
+    assert [w[0] for w in with_adapter] == pytest.approx([m[0] for m in merged], abs=1e-3)
+    assert max(abs(w[0] - b[0]) for w, b in zip(with_adapter, base, strict=True)) > 0.1
 
 
 def test_the_model_is_left_in_its_modes_and_without_gradients() -> None:
