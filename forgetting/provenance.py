@@ -69,7 +69,7 @@ def provenance(notes: dict[str, Any] | None = None) -> dict[str, Any]:
         "package": _version("forgetting"),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "python": platform.python_version(),
-        "git": {"commit": commit, "dirty": bool(_git("status", "--porcelain"))} if commit else None,
+        "git": {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))} if commit else None,
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),

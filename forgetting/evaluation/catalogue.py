@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import io
 import logging
 from collections.abc import Iterator
@@ -104,6 +105,18 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def compiled_templates() -> Iterator[None]:
+    """Compile each of lm-eval's templates once, where it would compile it anew for every document."""
+    from lm_eval.utils import env
+
+    env.from_string = functools.lru_cache(maxsize=256)(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string  # the class's own shows again
+
+
 class Catalogue:
     """Loads tasks by name.
 
@@ -175,7 +188,7 @@ class Catalogue:
         columns = []
         for name in names:
             try:
-                with quiet():
+                with quiet(), compiled_templates():
                     loaded = manager.load([name])
             except UsageError:
                 raise

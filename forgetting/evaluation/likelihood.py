@@ -26,7 +26,8 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.3
 """The same in bfloat16 and float16, where a logit near 20 has a spacing of .125."""
 
-_honours_masks: WeakKeyDictionary[torch.nn.Module, dict[str, bool]] = WeakKeyDictionary()
+_honours_masks: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[bool, int]]] = WeakKeyDictionary()
+"""By model and attention: whether packed sequences agree with plain ones, and up to how many tokens."""
 
 
 @contextmanager
@@ -46,9 +47,9 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 class PreparedLikelihoods:
     """Sequences whose last tokens are to be scored, as batches of tensors.
 
-    Shared beginnings within a group are computed once (see :mod:`forgetting.evaluation.packing`). The first
-    batch that needs a 4D mask is scored plainly too, once per model: an architecture that does not honour such
-    masks is then scored without them.
+    Shared beginnings within a group are computed once (see :mod:`forgetting.evaluation.packing`). The batch with
+    the longest sequence that needs a 4D mask is scored plainly too, once per model and length: an architecture
+    that does not honour such masks is then scored without them.
 
     Args:
         sequences: What to score; results are in this order.
@@ -67,6 +68,12 @@ class PreparedLikelihoods:
     @cached_property
     def _plain(self) -> list[Batch]:
         return make_batches(self.sequences, self._groups, self.batch_size, branching=False)
+
+    @cached_property
+    def _deepest(self) -> tuple[Batch, int] | None:
+        """The batch with the longest sequence among those that need a 4D mask, and that length in tokens."""
+        batches = [(batch, int(batch.depths.max()) + 1) for batch in self._packed if batch.depths is not None]
+        return max(batches, key=lambda pair: pair[1], default=None)
 
     def token_scores(self, model: PreTrainedModel) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Score every token.
@@ -92,14 +99,15 @@ class PreparedLikelihoods:
         return [(float(total), bool(best)) for total, best in zip(sums, all_greedy, strict=True)]
 
     def _may_branch(self, model: PreTrainedModel) -> bool:
-        batch = next((batch for batch in self._packed if batch.ends is not None), None)
-        if batch is None:
+        if self._deepest is None:
             return True
+        batch, depth = self._deepest
         known = _honours_masks.setdefault(model, {})
         attention = str(getattr(model.config, "_attn_implementation", ""))
-        if attention not in known:
-            known[attention] = self._agrees(model, batch)
-        return known[attention]
+        honours, checked = known.get(attention, (True, 0))
+        if honours and depth > checked:  # a sliding window is overruled only in sequences longer than it
+            known[attention] = self._agrees(model, batch), depth
+        return known[attention][0]
 
     def _agrees(self, model: PreTrainedModel, batch: Batch) -> bool:
         """Whether the packed batch gives what its sequences give one per row."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+MIN_SHARE = 0.5
+"""A sequence branches off only where at least this part of it is shared: less saves less than the mask costs."""
 ROW_SLOTS = 512
 """A row takes no further sequence that would make it longer: attention grows with its square."""
 
@@ -133,7 +135,8 @@ def _rows(sequences: Sequence[TokenSequence], members: list[int], offsets: list[
         shared = _common_prefix(previous, inputs)
         branches = shared < min(len(row.ids), len(inputs))
         longer = len(row.ids) + len(inputs) - shared > max(ROW_SLOTS, len(inputs))
-        if shared == 0 or longer or (branches and not branching):
+        worthwhile = branching and shared >= MIN_SHARE * len(inputs)
+        if shared == 0 or longer or (branches and not worthwhile):
             if row.ids:
                 yield _closed(row, path)
             row, path, previous, shared, branches = Row(), [], [], 0, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from forgetting.evaluation.catalogue import SUITES, Catalogue, SuiteDefinition, TaskGroup, quiet
+from forgetting.evaluation.catalogue import SUITES, Catalogue, SuiteDefinition, TaskGroup, compiled_templates, quiet
 from forgetting.results import CapabilityInfo
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class _Capability:
         self.tasks = column.tasks
         self.documents: list[tuple[Task, list[list[Instance]]]] = []
         for task in self.tasks:
-            with quiet():
+            with quiet(), compiled_templates():
                 if task.get_config("num_fewshot") is None:
                     task.set_config("num_fewshot", 0)
                 task.set_fewshot_seed(FEWSHOT_SEED)
@@ -217,4 +218,6 @@ def _stderr(raw: list[Any], items: list[float], aggregate: Callable[[list[Any]],
     if aggregate is mean:
         return float(np.std(items, ddof=1) / math.sqrt(n))
     draws = np.random.default_rng(0).integers(0, n, size=(BOOTSTRAP_SAMPLES, n))
-    return float(np.std([aggregate([raw[index] for index in draw]) for draw in draws], ddof=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a sample of one class only
+        return float(np.std([aggregate([raw[index] for index in draw]) for draw in draws], ddof=1))

@@ -31,13 +31,13 @@ from forgetting.tasks.task import Example
 Drawer = Callable[[random.Random], Example]
 Domain = Callable[[World, random.Random], Drawer]
 
-NEW_PEOPLE = 12
+NEW_PEOPLE = 10
 CHANGED_PEOPLE = 24
 
 OFFICE_VALUES: dict[str, tuple[str, ...]] = {
-    "office": ("north", "south", "east", "west", "attic", "cellar"),
-    "drink": ("tea", "cocoa", "juice", "milk", "water", "cider"),
-    "hobby": ("chess", "golf", "yoga", "judo", "poker", "dance"),
+    "office": ("north", "south", "east", "west"),
+    "drink": ("tea", "cocoa", "juice", "milk"),
+    "hobby": ("chess", "golf", "yoga", "judo"),
 }
 OFFICE_HEADS = (
     "Staff file",
@@ -48,6 +48,8 @@ OFFICE_HEADS = (
     "Notice",
     "Report",
     "Memo",
+    "Badge",
+    "Roster",
 )
 OFFICE_FORMS = ("Name : {} . {} :", "{} of {} :", "Entry for {} , {} :")
 
@@ -57,7 +59,7 @@ TICKETS: dict[str, tuple[str, ...]] = {
     "account": ("password", "login", "profile"),
     "repairs": ("screen", "battery", "printer"),
 }
-TICKET_HEADS = ("Hello , my", "Please help , the", "Sorry , but our", "Urgent : the", "Since monday the")
+TICKET_HEADS = ("Hello , my", "Please help , the", "Sorry , but our", "Urgent : the")
 TICKET_FAULTS = ("is wrong", "is late", "looks odd", "was lost", "is broken", "never worked", "is missing")
 TICKET_ENDS = ("Thanks", "Regards", "Bye")
 
@@ -130,10 +132,10 @@ def formal(world: World, rng: random.Random) -> Drawer:
 
 
 def more_arithmetic(world: World, rng: random.Random) -> Drawer:
-    """Calculate the pretrained sums and differences, asked for in other words."""
+    """Calculate the pretrained sums and differences, behind a word never seen before."""
     wordings = {
-        "sum": ("add {} and {} to get", "{} and {} together make"),
-        "difference": ("from {} take away {} and keep", "{} less {} leaves"),
+        "sum": ("Count : {} + {} =", "Count : {} plus {} is"),
+        "difference": ("Count : {} - {} =", "Count : {} minus {} is"),
     }
 
     def draw(rng: random.Random) -> Example:

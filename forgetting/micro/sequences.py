@@ -30,7 +30,7 @@ SEQUENCES: dict[str, dict[str, domains.Domain]] = {
 }
 """Sequence to task to domain: five new domains; three close to pretraining; three that contradict it."""
 
-_ATTEMPTS = 200
+_ATTEMPTS = 20
 """Draws per example wanted before a domain is taken to be used up."""
 
 

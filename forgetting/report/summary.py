@@ -25,6 +25,28 @@ TASK_METRICS = {
 FLIPS = ("lost", "gained", "lost_adjusted", "gained_adjusted")
 LABELS = ("mitigation", "view", "seed", "status", "reason", "run_id", "R_unit", "G_unit")
 COUNTS = ("tasks_done", "retention_defined", "retention_undefined")
+COSTS = (
+    "steps",
+    "tokens",
+    "examples",
+    "replay_share",
+    "truncated",
+    "flops",
+    "seconds",
+    "evaluation_seconds",
+    "peak_memory_bytes",
+    "parameters",
+    "trainable_parameters",
+    "stored_floats",
+)
+
+UNITS = {
+    "share": "points",
+    "nats": "−ln(perplexity), nats per token",
+    "mixed": "mean of scores in [0, 1] and of −ln(perplexity)",
+    "raw": "mean of scores in different units",
+}
+"""What a mean of scores is measured in: shares in [0, 1] are shown × 100, as points, the others as they are."""
 
 BASELINE = "naive"
 
@@ -33,12 +55,12 @@ def summarise(store: ResultStore) -> pd.DataFrame:
     """One row per run of the study's grid, in its order, and one more per view of a run (``adapter_off``).
 
     Columns: ``mitigation``; ``view`` ("" for the run as it stands); ``seed``; ``status`` (``finished``,
-    ``failed``, ``running``, or ``not begun``); ``reason``; ``run_id``; the units of R and G (``share`` where every
-    score lies in [0, 1], else ``raw``); ACC, LA, BWT, FWT, ``forgetting`` in R's unit; ``retention``, its numbers
-    of capabilities defined and undefined; ``delta_G`` in G's unit; item flips as shares, means over the
-    capabilities with right-or-wrong items; per text ``delta_CE:<text>``, ``KL_forward:<text>``,
-    ``KL_reverse:<text>`` after the last task, nats per token; and the cost. Metrics of a run that is not
-    finished are NaN; its cost is what it has taken so far.
+    ``failed``, ``running``, or ``not begun``); ``reason``; ``run_id``; the units of R and G, of ``UNITS``;
+    ACC, LA, BWT, FWT, ``forgetting`` in R's unit; ``retention``, its numbers of capabilities defined and
+    undefined; ``delta_G`` in G's unit; item flips as shares, means over the capabilities with right-or-wrong
+    items; per text ``delta_CE:<text>``, ``KL_forward:<text>``, ``KL_reverse:<text>`` after the last task,
+    nats per token; and the cost. Metrics of a run that is not finished are NaN; its cost is what it has taken
+    so far.
 
     Raises:
         UsageError: if a record cannot be read, or runs of one study were scored on different tasks or
@@ -65,8 +87,10 @@ def summarise(store: ResultStore) -> pd.DataFrame:
             R, G = matrices(record, view)
             rows.append({**labels, "view": view, **_scores(record, R, G, stderr)})
     frame = pd.DataFrame(rows)
-    first = [column for column in (*LABELS, *TASK_METRICS, "retention", "delta_G") if column in frame]
-    return frame[[*first, *(column for column in frame.columns if column not in first)]]
+    flipped = [f"flips_{name}" for name in FLIPS]
+    always = [*LABELS, *TASK_METRICS, "retention", "delta_G", *flipped, *COUNTS, *COSTS]
+    texts = [column for column in frame.columns if column not in always]
+    return frame.reindex(columns=[*always, *texts])
 
 
 def check_alike(records: Sequence[RunRecord]) -> None:
@@ -103,8 +127,9 @@ def comparable(record: RunRecord) -> list[int]:
 
 
 def task_unit(record: RunRecord) -> str:
-    """``share`` where every column of R lies in [0, 1]; ``raw`` where one is −ln(perplexity)."""
-    return "raw" if any(task.metric == "perplexity" for task in record.tasks) else "share"
+    """Which of ``UNITS`` the mean of a row of R has."""
+    logarithmic = [task.metric == "perplexity" for task in record.tasks]
+    return "mixed" if any(logarithmic) and not all(logarithmic) else "nats" if all(logarithmic) else "share"
 
 
 def capability_unit(record: RunRecord, column: int) -> str:
@@ -178,7 +203,7 @@ def _drift(record: RunRecord) -> dict[str, float]:
 
 def _cost(record: RunRecord) -> dict[str, float]:
     cost = record.cost
-    examples = {source: 0 for source in ("task", "pretraining", "earlier", "padding")}
+    examples = dict.fromkeys(("task", "pretraining", "earlier", "padding"), 0)
     for task in cost.tasks:
         for source, count in task.examples.items():
             examples[source] = examples.get(source, 0) + count
@@ -222,8 +247,8 @@ def aggregate(frame: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         ``mitigation``, ``view``, ``n`` (finished seeds), ``failed``, ``unfinished``, the units, the retention
-        counts, and per measured column ``<column>``, ``<column>_low``, ``<column>_high``; the limits are NaN for
-        n = 1, all is NaN for n = 0, and a value undefined in one seed is undefined in the mean.
+        counts, and per measured column ``<column>``, ``<column>_low``, ``<column>_high``; the limits are NaN
+        for n = 1, all is NaN for n = 0, and a value undefined in one seed is undefined in the mean.
     """
     rows = []
     for mitigation, view, runs in _groups(frame):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from forgetting.errors import UsageError
 from forgetting.evaluation import likelihood
@@ -75,7 +75,7 @@ def test_loglikelihoods_equal_hflms(name: str, max_length: int | None) -> None:
     prepared = SharedContextLM(model, TOKENIZER, batch_size=8, max_length=max_length).prepare(requests)
     assert any(batch.ends is not None for batch in prepared._choices[1]._packed)
     scores = prepared.score(model)
-    assert likelihood._honours_masks[model] == {"sdpa": True}
+    assert likelihood._honours_masks[model]["sdpa"][0]
     assert [score[1] for score in scores] == [greedy for _, greedy in expected]
     assert any(greedy for _, greedy in expected)
     assert [score[0] for score in scores] == pytest.approx([log_prob for log_prob, _ in expected], abs=1e-4)
@@ -128,6 +128,13 @@ def test_packed_tries_compute_each_shared_slot_once_and_hide_siblings() -> None:
     assert tokens == {0: 7, 1: 8, 2: 7, 3: 9, 4: 2, 5: 3, 6: 6, 7: 2}
 
 
+def test_what_shares_little_gets_its_own_row() -> None:
+    sequences = [TokenSequence([5, 6, 7, 8, 9], 1), TokenSequence([5, 2, 3, 4, 9], 1), TokenSequence([5, 6, 3, 9], 1)]
+    batches = make_batches(sequences, [0] * 3, batch_size=8)
+    rows = sorted(row for batch in batches for row in batch.input_ids.tolist())
+    assert rows == [[5, 2, 3, 4], [5, 6, 3, 7, 8]]  # a quarter is shared by the second, two thirds by the third
+
+
 class IgnoresMasks(LlamaForCausalLM):
     """Attends causally whatever the mask: choices see each other."""
 
@@ -136,10 +143,9 @@ class IgnoresMasks(LlamaForCausalLM):
 
 
 class RefusesMasks(LlamaForCausalLM):
-    """Fails on a 4D mask, and knows no logits_to_keep."""
+    """Takes no mask, no positions and no logits_to_keep."""
 
-    def forward(self, input_ids=None, attention_mask=None, use_cache=None):  # type: ignore[no-untyped-def, override]
-        rows, columns = attention_mask.shape if attention_mask is not None else input_ids.shape
+    def forward(self, input_ids=None, use_cache=None):  # type: ignore[no-untyped-def, override]
         return super().forward(input_ids, use_cache=use_cache)
 
 
@@ -155,6 +161,34 @@ def test_an_architecture_without_4d_masks_is_scored_plainly(
     expected = SharedContextLM(MODELS["llama"], TOKENIZER, batch_size=8).loglikelihood(requests)
     assert [s[0] for s in scores] == pytest.approx([e[0] for e in expected], abs=1e-4)
     assert cls.__name__ in caplog.text
+
+
+def test_rows_longer_than_those_that_were_checked_are_checked_again() -> None:
+    # A window of 4 tokens is not honoured under a 4D mask: rows within it agree, longer ones do not.
+    model = sharp(windowed_llama(4))
+    short = [request("loglikelihood", ("w2", f" w{k} w{k + 1}"), 0, "short", k) for k in (3, 5)]
+    long = [request("loglikelihood", (words(random.Random(0), 9), f" w{k} w{k + 1}"), 0, "long", k) for k in (3, 5)]
+    for requests, honoured in ((short, True), (long, False), (short, False)):
+        scores = SharedContextLM(model, TOKENIZER).loglikelihood(requests)
+        expected = hflm(model).loglikelihood(requests, disable_tqdm=True)
+        assert [s[0] for s in scores] == pytest.approx([e[0] for e in expected], abs=1e-4)
+        assert likelihood._honours_masks[model]["sdpa"][0] == honoured
+
+
+def windowed_llama(window: int) -> PreTrainedModel:
+    config = MistralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=window,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    return MistralForCausalLM(config).eval()
 
 
 def test_requests_are_prepared_once_for_many_models() -> None:
@@ -185,7 +219,7 @@ def test_a_peft_model_is_scored_with_its_adapter(name: str) -> None:
     assert likelihood.takes_logits_to_keep(wrapped)
     requests = multiple_choice(12)
     with_adapter = SharedContextLM(wrapped, TOKENIZER).loglikelihood(requests)
-    assert likelihood._honours_masks[wrapped] == {"sdpa": True}
+    assert likelihood._honours_masks[wrapped]["sdpa"][0]
     with wrapped.disable_adapter():
         without = SharedContextLM(wrapped, TOKENIZER).loglikelihood(requests)
     base = SharedContextLM(MODELS[name], TOKENIZER).loglikelihood(requests)
