@@ -86,7 +86,6 @@ def paradigms_above(data: Path, output: Path) -> list[str]:
     path = output / "base_blimp.json"
     if not path.exists():
         from forgetting.evaluation.suite import load_suite
-
         from forgetting.models import load_model
 
         base = load_model(str(data / "stories260K-hf"))

@@ -12,7 +12,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from forgetting.config import RunConfig
-from forgetting.errors import ForgettingError, UsageError
+from forgetting.errors import UsageError
 from forgetting.results import ResultStore
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def launch(
             f"study {str(store.folder)!r}: a worker process was killed (out of memory?); finished rows are stored, "
             f"continue with: forgetting resume {store.folder}"
         ) from None
-    except (ForgettingError, KeyboardInterrupt):
+    except BaseException:
         for process in list(getattr(pool, "_processes", {}).values()):
             process.terminate()
         raise

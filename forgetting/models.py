@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forgetting.errors import UsageError, did_you_mean
 
@@ -133,14 +133,14 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
                 "give a decoder such as Llama, Qwen or GPT-2"
             )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-        )  # type: ignore[misc]  # a pair, with output_loading_info
+        )
     except UsageError:
         raise
     except Exception as error:
@@ -149,6 +149,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
         hint = "" if local else did_you_mean(name, EMBEDDED) or ""
         where = "the folder cannot be loaded" if local else "no such folder, and the hub gave nothing"
         raise UsageError(f"model {name!r}: {where}{hint if local else hint or ''}: {shown}") from None
+    model, info = loaded  # a pair, with output_loading_info
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UsageError(

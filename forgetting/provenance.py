@@ -64,12 +64,13 @@ def provenance(notes: dict[str, Any] | None = None) -> dict[str, Any]:
     import torch
 
     commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     cuda = torch.cuda.is_available()
     return {
         "package": _version("forgetting"),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "python": platform.python_version(),
-        "git": {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))} if commit else None,
+        "git": {"commit": commit, "dirty": bool(changes)} if commit else None,
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),

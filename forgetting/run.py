@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ import torch
 
 from forgetting.checkpoint import latest_row, load_checkpoint, save_checkpoint
 from forgetting.config import RunConfig
-from forgetting.errors import RunFailed
+from forgetting.errors import RunFailed, UsageError
 from forgetting.evaluation.evaluator import Evaluator
 from forgetting.mitigations import Mitigation, RunContext, build_mitigation
 from forgetting.models import LoadedModel, load_model
@@ -101,7 +102,6 @@ def run_sequence(
         items["R"].append(evaluation.items["R"])
         items["G"].append(evaluation.items["G"])
         record.cost.peak_memory_bytes = max(record.cost.peak_memory_bytes, peak_memory_bytes())
-        record.cost.stored_floats = max(record.cost.stored_floats, mitigation.stored_floats())
         store.save(record, items)
         tracker.row(record)
 
@@ -128,6 +128,7 @@ def run_sequence(
             model, cost = _train_task(config, setting, mitigation, model, position, on_step)
             record.cost.tasks.append(cost)
             record.cost.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            record.cost.stored_floats = max(record.cost.stored_floats, mitigation.stored_floats())
             progress(config.run_id, (position + 0.8) / len(tasks), f"{task.name}, evaluation")
             evaluation = setting.evaluator.evaluate(model, mitigation.views(model), task)
             save_checkpoint(store.checkpoint_path(config.run_id), position + 1, model, mitigation)
@@ -136,8 +137,12 @@ def run_sequence(
         record.status = "finished"
     except RunFailed as error:
         record.status, record.reason = "failed", str(error)
-    except torch.cuda.OutOfMemoryError as error:
-        record.status, record.reason = "failed", f"out of GPU memory: {str(error).splitlines()[0]}"
+    except UsageError:  # a full disk, a folder that went away: the run is whole up to its last row
+        raise
+    except Exception as error:  # a mitigation of one's own, say: that run fails, not the study
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}, line {where.lineno}"
+        record.status, record.reason = "failed", f"{type(error).__name__}: {' '.join(str(error).split())} ({place})"
     store.save(record)
     store.drop_checkpoint(config.run_id)
     tracker.finish(record)

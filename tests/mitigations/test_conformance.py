@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from forgetting.tasks.encode import ExampleDataset, encode_examples, encode_texts
-from forgetting.tasks.pretraining import PretrainingText
 from transformers import PreTrainedModel
 
 from forgetting.checkpoint import load_checkpoint, save_checkpoint
 from forgetting.config import TrainingConfig
 from forgetting.mitigations import Mitigation, RunContext, build_mitigation, get_mitigation, mitigation_names
+from forgetting.tasks.encode import ExampleDataset, encode_examples, encode_texts
+from forgetting.tasks.pretraining import PretrainingText
 from forgetting.tasks.task import Example, Task
 from forgetting.trainer import ContinualTrainer, training_arguments
 from tests.models_for_tests import tiny_llama, tiny_tokenizer

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from forgetting.tasks.encode import ExampleDataset
 
 from forgetting.errors import UsageError
 from forgetting.mitigations import build_mitigation
 from forgetting.mitigations.ewc import EWC
 from forgetting.mitigations.replay import Replay
+from forgetting.tasks.encode import ExampleDataset
 from forgetting.trainer import training_arguments
 from tests.mitigations.test_conformance import TASKS, TEXT, TOKENIZER, TRAINING, context, run, train_one, weights
 from tests.models_for_tests import tiny_gpt2, tiny_llama
