@@ -114,12 +114,14 @@ class RunProgress:
 def print_outcome(folder: Path, paths: ReportPaths) -> None:
     """Print the table, the failures, and where the files are."""
     from forgetting.report import terminal_table
+    from forgetting.report.style import plain
     from forgetting.results import ResultStore
 
     console.print(terminal_table(paths.frame))
     for record in ResultStore(folder).records():
         if record.status != "finished":
-            console.print(f"{record.run_id}: {record.status}: {record.reason or 'not finished'}", markup=False)
+            reason = plain(record.reason or "not finished")  # it may quote what a model or a file says
+            console.print(f"{record.run_id}: {record.status}: {reason}", markup=False, highlight=False)
     for path in [*paths.figures, paths.summary, paths.page]:
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 

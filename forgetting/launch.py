@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
@@ -21,9 +23,22 @@ if TYPE_CHECKING:
 _events: Queue[tuple[str, float, str]] | None = None
 
 
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must stop at once: a resumed study would write beside it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _begin_worker(events: Queue[tuple[str, float, str]], threads: int) -> None:
     global _events
     _events = events
+    _end_with_parent()
     import torch
 
     torch.set_num_threads(threads)

@@ -107,6 +107,8 @@ def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
     store.check(config)
     runs = config.runs()
     setting = prepare(runs[0], store)
+    for text in config.mitigations:
+        build_mitigation(text).check_model(setting.base.model)
     tasks = setting.sequence.tasks
     planned = []
     for run in runs:

@@ -150,6 +150,31 @@ if __name__ == "__main__":
 """
 
 
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    config = small_study(mitigations=["naive", "freeze:first=1"], training={"steps": 400, "batch_size": 8})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _LAUNCH, str(tmp_path / "s"), config.model_dump_json(), "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    store = ResultStore(tmp_path / "s")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and any(store.load(run.run_id) is None for run in config.runs()):
+        time.sleep(0.1)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    if not children.exists():
+        parent.kill()
+        pytest.skip("needs Linux's /proc to see the workers")
+    workers = [int(pid) for pid in children.read_text().split()]
+    assert len(workers) >= 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    time.sleep(2)
+    for pid in workers:
+        status = Path(f"/proc/{pid}/stat")
+        assert not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     """A real process is killed with SIGKILL in the middle of a task, twice."""
     mitigation = "lora:r=2,merge=true+replay:fraction=0.3,source=both"

@@ -85,6 +85,9 @@ class Mitigation(Generic[OptionsT]):
     def check(self, chain: Sequence[Mitigation]) -> None:
         """Raise UsageError if this method makes no sense among ``chain`` (all parts in order, itself included)."""
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise UsageError if the options do not fit the pretrained model; called before anything is trained."""
+
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Begin a run with the pretrained model; may wrap it. Called once, before row 0's weights change."""
         self.context = context
@@ -151,6 +154,11 @@ class Compose(Mitigation[Options]):
         self.parts = list(parts)
         for part in self.parts:
             part.check(self.parts)
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """See Mitigation."""
+        for part in self.parts:
+            part.check_model(model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """See Mitigation."""

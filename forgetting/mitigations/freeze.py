@@ -12,6 +12,7 @@ from forgetting.errors import UsageError
 from forgetting.mitigations.base import Mitigation, Options, RunContext
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from forgetting.tasks.task import Task
@@ -56,17 +57,27 @@ class Freeze(Mitigation[FreezeOptions]):
                 "mitigation 'freeze': stands before 'lora', whose adapters it would miss; write lora+freeze"
             )
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """The blocks and names must exist, and something must be left to train."""
+        frozen = {id(parameter) for parameter in self._frozen(model)}
+        if all(id(parameter) in frozen for parameter in model.parameters()):
+            raise UsageError("mitigation 'freeze': freezes every parameter; leave something to train")
+
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Freeze."""
-        self._freeze(super().setup(model, context))
-        return model
+        super().setup(model, context)
+        return self._freeze(model)
 
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Freeze again: a part before this one may have added parameters."""
-        self._freeze(model)
+        return self._freeze(model)
+
+    def _freeze(self, model: PreTrainedModel) -> PreTrainedModel:
+        for parameter in self._frozen(model):
+            parameter.requires_grad_(False)
         return model
 
-    def _freeze(self, model: PreTrainedModel) -> None:
+    def _frozen(self, model: PreTrainedModel) -> list[nn.Parameter]:
         from forgetting.models import transformer_blocks
 
         prefix, blocks = transformer_blocks(model)
@@ -74,21 +85,19 @@ class Freeze(Mitigation[FreezeOptions]):
         for field, value in (("first", options.first), ("all_but_last", options.all_but_last)):
             if value is not None and value > count:
                 raise UsageError(f"mitigation 'freeze': {field} = {value}: the model has {count} blocks")
-        first = options.first
-        embeddings = options.embeddings
+        first, embeddings = options.first, options.embeddings
         if options.all_but_last is not None:
             first, embeddings = max(first, count - options.all_but_last), True
         frozen_blocks = tuple(f"{prefix}.{i}." for i in range(first))
-        inputs = model.get_input_embeddings()
-        embedding_ids = {id(p) for p in inputs.parameters()} if embeddings else set()
-        matched = False
+        embedding_ids = {id(p) for p in model.get_input_embeddings().parameters()} if embeddings else set()
+        found, matched = [], options.pattern is None
         for name, parameter in model.named_parameters():
-            before_blocks = embeddings and ("embed" in name or ".wpe" in name) and not name.startswith(prefix)
+            # Learned positions stand beside the token embedding under other names (wpe, position_embeddings).
+            is_embedding = embeddings and ("embed" in name or ".wpe" in name) and not name.startswith(prefix)
             by_pattern = options.pattern is not None and re.search(options.pattern, name) is not None
             matched |= by_pattern
-            if name.startswith(frozen_blocks) or id(parameter) in embedding_ids or before_blocks or by_pattern:
-                parameter.requires_grad_(False)
-        if options.pattern is not None and not matched:
+            if name.startswith(frozen_blocks) or id(parameter) in embedding_ids or is_embedding or by_pattern:
+                found.append(parameter)
+        if not matched:
             raise UsageError(f"mitigation 'freeze': pattern = {options.pattern!r}: matches no parameter of the model")
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UsageError("mitigation 'freeze': freezes every parameter; leave something to train")
+        return found

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from forgetting.errors import UsageError, did_you_mean
 from forgetting.mitigations.base import Mitigation, Options, RunContext
 
 if TYPE_CHECKING:
@@ -15,13 +16,16 @@ if TYPE_CHECKING:
     from forgetting.tasks.task import Task
 
 
+ALL_LINEAR = "all-linear"
+
+
 class LoRAOptions(Options):
     """Options of lora."""
 
     r: int = Field(default=8, ge=1, description="rank of the adapters")
     alpha: float = Field(default=16, gt=0, description="scale: the update is (alpha / r) B A")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the adapters' input")
-    target: str = Field(default="all-linear", description="modules that get an adapter: all-linear, or name|name")
+    target: str = Field(default=ALL_LINEAR, description="modules that get an adapter: all-linear, or name|name")
     merge: bool = Field(default=True, description="merge before the next task and start a new adapter; else keep one")
     lr_factor: float = Field(
         default=10.0,
@@ -44,6 +48,16 @@ class LoRA(Mitigation[LoRAOptions]):
     cost: ClassVar[str] = "r (I + O) trained floats per linear layer"
     Options: ClassVar[type[Options]] = LoRAOptions
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Targets that are named must exist."""
+        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
+        for target in self._targets():
+            if target != ALL_LINEAR and target.rsplit(".", 1)[-1] not in names:
+                raise UsageError(f"mitigation 'lora': target = {target!r}: no such module{did_you_mean(target, names)}")
+
+    def _targets(self) -> list[str]:
+        return self.options.target.split("|")
+
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Wrap the model."""
         super().setup(model, context)
@@ -55,12 +69,11 @@ class LoRA(Mitigation[LoRAOptions]):
         from peft import LoraConfig, get_peft_model
 
         options = self.options
-        target: str | list[str] = options.target if options.target == "all-linear" else options.target.split("|")
         config = LoraConfig(
             r=options.r,
             lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft accepts a float
             lora_dropout=options.dropout,
-            target_modules=target,
+            target_modules=ALL_LINEAR if options.target == ALL_LINEAR else self._targets(),
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng():  # A's initialisation must depend on the run's seed alone

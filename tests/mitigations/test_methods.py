@@ -51,7 +51,10 @@ def test_freeze_finds_the_blocks_of_gpt2_and_refuses_nonsense() -> None:
         ("freeze:pattern=.*", "freezes every parameter"),
     ):
         with pytest.raises(UsageError, match=said.replace("*", r"\*")):
-            build_mitigation(text).setup(tiny_llama(), context())
+            build_mitigation(text).check_model(tiny_llama())
+    with pytest.raises(UsageError, match=r"target = 'q_prj': no such module; did you mean 'q_proj'"):
+        build_mitigation("lora:target=q_prj").check_model(tiny_llama())
+    build_mitigation("lora:target=q_proj|v_proj+freeze:first=1").check_model(tiny_llama())
 
 
 def test_freeze_after_lora_freezes_adapters_of_each_task(tmp_path: Path) -> None:
