@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -227,6 +229,9 @@ def pretrain(
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
+    # Libraries' deprecations are for developers; worker processes read the variable.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         app(standalone_mode=True)
     except UsageError as error:
