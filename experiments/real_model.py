@@ -5,7 +5,7 @@ amazon, sst2, boolq of the long-sequence benchmark (O-LoRA, arXiv 2310.14152). C
 (arXiv 1912.00582) on which the base model is above 70%, and bits per byte on held-out stories. Replay and EWC see
 stories sampled from the base model itself, since its pretraining data are not needed at hand.
 
-Command (the data are not part of the package; see README, "Own and hub data")::
+Command (the data are not part of the package; see README, "Your own data")::
 
     python experiments/real_model.py --data ../shared/data --workers 2
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from forgetting.errors import UsageError, did_you_mean
 
 Metric = Literal["accuracy", "exact_match", "token_f1", "rouge_l", "perplexity"]
+
+
+MAX_SEED = 4_000_000
+"""A run gives each task the seed 1000 · seed + position, which must fit 32 bits."""
 
 
 class Strict(BaseModel):
@@ -119,7 +124,7 @@ class TrainingConfig(Strict):
     batch_size: int = Field(default=32, ge=1)
     gradient_accumulation: int = Field(default=1, ge=1)
     scheduler: Literal["constant", "linear", "cosine"] = "linear"
-    warmup: float = Field(default=0.05, ge=0, le=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
     max_length: int = Field(default=256, ge=8)
@@ -208,7 +213,8 @@ class RunConfig(Strict):
     @property
     def run_id(self) -> str:
         """A readable name ending in the hash: ``ewc-s0-1f00ba123456``."""
-        method = "+".join(part.split(":")[0] for part in self.mitigation.split("+"))
+        parts = (part.split(":")[0] for part in re.split(r"\+(?!\d)", self.mitigation))
+        method = "+".join(Path(part).stem for part in parts)  # a file of one's own may stand anywhere
         return f"{method}-s{self.seed}-{self.hash}"
 
 
@@ -236,8 +242,9 @@ class StudyConfig(Strict):
             repeated = [value for value in values if list(values).count(value) > 1]
             if repeated:
                 raise ValueError(f"{field}: {repeated[0]!r} occurs twice; each once")
-        if any(seed < 0 for seed in self.seeds):
-            raise ValueError(f"seeds: {min(self.seeds)} is negative; seeds are 0 or more")
+        for seed in self.seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"seeds: {seed} is not between 0 and {MAX_SEED}")
         return self
 
     def runs(self) -> list[RunConfig]:

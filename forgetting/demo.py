@@ -13,7 +13,7 @@ MITIGATIONS = (
     "freeze:all_but_last=2",
     "lora:r=16,lr_factor=5",
     "replay:fraction=0.1+ewc:strength=1000",
-    "replay:fraction=0.2,source=both+ewc:strength=2000,tasks=false",
+    "replay:fraction=0.2,source=both+ewc:strength=1000,tasks=false",
 )
 
 
@@ -26,5 +26,5 @@ def demo_study(seeds: int) -> StudyConfig:
         mitigations=MITIGATIONS,
         seeds=tuple(range(seeds)),
         training=TrainingConfig(learning_rate=1e-3, steps=100, batch_size=16, max_length=128),
-        evaluation=EvaluationConfig(suite=("micro",), drift_tokens=5000),
+        evaluation=EvaluationConfig(suite=("micro",), limit=100, drift_tokens=5000),
     )

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 _events: Queue[tuple[str, float, str]] | None = None
 
 
+def _cores() -> int:
+    """Cores that this process may use; macOS cannot tell, and has them all."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def _end_with_parent() -> None:
     """A worker whose parent was killed must stop at once: a resumed study would write beside it."""
     parent = os.getppid()
@@ -88,7 +94,7 @@ def launch(
         return
     context = multiprocessing.get_context("spawn")  # a forked torch with threads can deadlock
     events: Queue[tuple[str, float, str]] = context.Queue()
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, _cores() // workers)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(events, threads))
     folder = str(Path(store.folder).absolute())
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from forgetting.checkpoint import latest_row, load_checkpoint, save_checkpoint
 from forgetting.config import RunConfig
 from forgetting.errors import RunFailed, UsageError
 from forgetting.evaluation.evaluator import Evaluator
-from forgetting.mitigations import Mitigation, RunContext, build_mitigation
+from forgetting.mitigations import Mitigation, RunContext, build_mitigation, parse_mitigation
 from forgetting.models import LoadedModel, load_model
 from forgetting.provenance import peak_memory_bytes, provenance
 from forgetting.results import Cost, Items, ResultStore, RunRecord, TaskCost, TaskInfo
@@ -44,6 +45,14 @@ class Setting:
     sequence: Sequence
     pretraining: PretrainingText
     evaluator: Evaluator
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of every example and document: names of files stay when what is in them changes."""
+        tasks = [(task.name, task.train, task.validation, task.test) for task in self.sequence.tasks]
+        text = self.pretraining
+        content = repr((tasks, text.train, text.validation, sorted(text.held_out.items())))
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
@@ -87,6 +96,8 @@ def run_sequence(
         return record
     mitigation = build_mitigation(config.mitigation)
     setting = prepare(config, store)
+    if record is not None:
+        check_unchanged(record, config, setting)
     tracker = tracker or Tracker()
     tasks = setting.sequence.tasks
     items: Items = {"R": [], "G": []}
@@ -126,6 +137,8 @@ def run_sequence(
                 progress(config.run_id, share, f"{task.name}, step {step}/{steps}")
 
             model, cost = _train_task(config, setting, mitigation, model, position, on_step)
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+                raise RunFailed(f"weights are not finite after task {task.name!r}; lower the learning rate")
             record.cost.tasks.append(cost)
             record.cost.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
             record.cost.stored_floats = max(record.cost.stored_floats, mitigation.stored_floats())
@@ -139,6 +152,11 @@ def run_sequence(
         record.status, record.reason = "failed", str(error)
     except UsageError:  # a full disk, a folder that went away: the run is whole up to its last row
         raise
+    except (OSError, torch.OutOfMemoryError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"run {config.run_id!r}: {problem}; rows up to {len(record.rows) - 1} are stored, make room and resume"
+        ) from None
     except Exception as error:  # a mitigation of one's own, say: that run fails, not the study
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}, line {where.lineno}"
@@ -150,13 +168,33 @@ def run_sequence(
     return record
 
 
+def check_unchanged(record: RunRecord, config: RunConfig, setting: Setting) -> None:
+    """Raise UsageError if a stored run saw other data, or other code of one's own, than there is now."""
+    now = _sources(config, setting)
+    for what, digest in record.provenance["sources"].items():
+        if now.get(what) != digest:
+            raise UsageError(
+                f"run {record.run_id!r}: {what} changed since it was begun; "
+                "give another --output or name, or delete its files in runs to run it again"
+            )
+
+
+def _sources(config: RunConfig, setting: Setting) -> dict[str, str]:
+    """Digests of what a configuration only names."""
+    digests = {"data": setting.digest}
+    for name, _ in parse_mitigation(config.mitigation):
+        if name.endswith(".py"):
+            digests[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    return digests
+
+
 def _new_record(config: RunConfig, store: ResultStore, setting: Setting) -> RunRecord:
     return RunRecord(
         run_id=config.run_id,
         study=store.folder.name,
         config=config,
         config_hash=config.hash,
-        provenance=provenance(setting.pretraining.notes),
+        provenance={**provenance(setting.pretraining.notes), "sources": _sources(config, setting)},
         tasks=[
             TaskInfo(
                 name=task.name,

@@ -101,7 +101,7 @@ def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
     """
     for text in config.mitigations:
         build_mitigation(text)
-    from forgetting.run import prepare
+    from forgetting.run import check_unchanged, prepare
 
     store = ResultStore(folder)
     store.check(config)
@@ -113,6 +113,8 @@ def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
     planned = []
     for run in runs:
         record = store.load(run.run_id)
+        if record is not None:
+            check_unchanged(record, run, setting)
         planned.append(
             PlannedRun(
                 config=run,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from typing import TYPE_CHECKING, Any
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from forgetting.results import RunRecord
@@ -44,7 +47,15 @@ class Tracker:
             return
         import wandb
 
-        self._run = wandb.init(
+        try:
+            self._run = self._begin(record)
+        except wandb.Error as error:
+            logger.warning("wandb: %s; going on without it", error)
+
+    def _begin(self, record: RunRecord) -> Any:
+        import wandb
+
+        return wandb.init(
             project=self.project,
             dir=self.folder,
             id=f"{record.study}-{record.run_id}",

@@ -155,7 +155,7 @@ class ContinualTrainer(Trainer):
         loss = self.mitigation.loss(self._trained, inputs, outputs, loss)
         if not torch.isfinite(loss):
             raise RunFailed(
-                f"loss is {float(loss)} at step {self.state.global_step + 1} "
+                f"loss is {float(loss.detach())} at step {self.state.global_step + 1} "
                 f"(learning rate {self._get_learning_rate():g}); lower the learning rate"
             )
         return (loss, outputs) if return_outputs else loss

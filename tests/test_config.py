@@ -46,6 +46,12 @@ def test_every_setting_changes_the_hash(changes: dict) -> None:
     assert _run(**changes).hash == _run(**changes).hash
 
 
+def test_run_ids_are_names_of_files_whatever_the_mitigation_is() -> None:
+    ids = [_run(mitigation=text).run_id for text in ("/a/b/l2sp.py:strength=1", "../m/l2sp.py+ewc:strength=1e+3")]
+    assert ids[0].startswith("l2sp-s0-") and ids[1].startswith("l2sp+ewc-s0-")
+    assert not any("/" in run_id for run_id in ids)
+
+
 def test_steps_and_epochs_exclude_each_other() -> None:
     assert StudyConfig(name="s").training.steps == 100
     by_epochs = parse_study({"name": "s", "training": {"epochs": 2}}).training
@@ -74,7 +80,9 @@ def test_seeds_may_be_a_number_of_seeds() -> None:
         ({"training": {"scheduler": "cosin"}}, "'constant', 'linear' or 'cosine'"),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate = nan"),
         ({"seeds": [0, 0]}, "seeds: 0 occurs twice"),
-        ({"seeds": [-1]}, "seeds: -1 is negative"),
+        ({"seeds": [-1]}, "seeds: -1 is not between 0 and 4000000"),
+        ({"seeds": [20240101]}, "seeds: 20240101 is not between 0 and 4000000"),
+        ({"training": {"warmup": 1}}, "training.warmup = 1"),
         ({"seeds": []}, "seeds = []"),
         ({"mitigations": []}, "mitigations = []"),
         ({"mitigations": ["naive", "naive"]}, "mitigations: 'naive' occurs twice"),

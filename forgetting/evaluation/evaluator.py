@@ -88,6 +88,7 @@ class Evaluator:
         task = self.sequence.tasks[0]
         few = replace(task, test=task.test[: self.config.batch_size])
         scorer = TaskScorer(few, self.base.tokenizer, batch_size=self.config.batch_size, max_length=self.max_length)
+        scorer.score(self.base.model)  # the first call also loads and checks things, once per process
         begun = time.perf_counter()
         scorer.score(self.base.model)
         per_item = (time.perf_counter() - begun) / len(few.test)

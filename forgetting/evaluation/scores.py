@@ -71,8 +71,9 @@ class TaskScorer:
             pairs = [(example.prompt, example.completion) for example in task.test]
             groups = list(range(len(pairs)))
         else:
+            # Training moves white space at a prompt's end to the completion (encode_pair): go on from there.
             self._generations = PreparedGenerations(
-                [example.prompt for example in task.test],
+                [example.prompt.rstrip() for example in task.test],
                 tokenizer,
                 batch_size=batch_size,
                 max_length=max_length,

@@ -63,6 +63,8 @@ class EarlyStopping(Mitigation[EarlyStoppingOptions]):
 
     def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
         """One callback that looks, stops and restores."""
+        import torch
+
         from forgetting.trainer import StopOnLoss
 
         options = self.options
@@ -71,7 +73,9 @@ class EarlyStopping(Mitigation[EarlyStoppingOptions]):
             return [StopOnLoss(self._pretraining_batches(), every=options.every, limit=limit)]
         if options.patience == 0:
             return []
-        batches = self._batches(self.context.encode_validation(task)[: options.examples])
+        features = self.context.encode_validation(task)
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.context.seed)).tolist()
+        batches = self._batches([features[i] for i in order[: options.examples]])  # a file may be sorted by label
         return [StopOnLoss(batches, every=options.every, patience=options.patience)]
 
     def _pretraining_batches(self) -> list[dict[str, torch.Tensor]]:

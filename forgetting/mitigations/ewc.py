@@ -99,7 +99,7 @@ class EWC(Mitigation[EWCOptions]):
         if not self._fisher or learning_rate == 0:
             return
         scale = learning_rate * self.options.strength
-        named = {name: p for name, p in model.named_parameters() if name in self._fisher}
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad and name in self._fisher}
         with torch.no_grad():
             weights = [p.data for p in named.values()]
             denominator = torch._foreach_mul([self._fisher[name] for name in named], scale)
@@ -109,8 +109,13 @@ class EWC(Mitigation[EWCOptions]):
 
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Consolidate the task."""
+        import torch
+
         if self.options.strength > 0 and self.options.tasks:
-            self._consolidate(model, self.context.encode_task(task)[: self.options.examples])
+            features = self.context.encode_task(task)
+            generator = torch.Generator().manual_seed(self.context.seed * 1000 + self._consolidated)
+            order = torch.randperm(len(features), generator=generator).tolist()  # a file may be sorted by label
+            self._consolidate(model, [features[i] for i in order[: self.options.examples]])
         return model
 
     def stored_floats(self) -> int:
