@@ -24,7 +24,7 @@ class LoadedModel:
     """A model in fp32, on the best device, in eval mode, with its tokenizer.
 
     Attributes:
-        family: ``decoder``; encoder, encoder-decoder and vision models come through the same function.
+        family: ``decoder``, the one family there is so far.
     """
 
     name: str

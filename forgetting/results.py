@@ -5,6 +5,7 @@ Layout of a study's folder::
     study.yaml                 the configuration
     runs/<run id>.json         one RunRecord
     runs/<run id>.items.json.gz  per-item outcomes of every row
+    cache/                     text sampled from the base model, shared by the study's runs
     checkpoints/<run id>/      model and mitigation after the last finished task, while the run is unfinished
     summary.csv, figures/, report.html   derived by `forgetting report`
 """
@@ -92,7 +93,8 @@ class TaskCost(_Record):
             ``padding`` for control slots without loss).
         examples: The same in examples; the realised replay share is what is not ``task``.
         truncated: Examples that ``max_length`` shortened.
-        flops: 6 × parameters × tokens for the training steps (Kaplan 2020), as transformers counts them.
+        flops: 6 × parameters without embeddings × tokens with padding, as transformers counts the training
+            steps (Kaplan 2020); a mitigation's own passes (Fisher, validation) are in the seconds alone.
         seconds: Training wall time, and the mitigation's own work before and after it.
         train_loss: Mean training loss over the task's last tenth of steps, nats per token.
         log: (step, loss) as trained.

@@ -94,7 +94,9 @@ def _seconds_per_step(setting: Setting, config: RunConfig) -> float:
 
 
 def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
-    """Check everything that can be checked, and say what a study will do; trains nothing, writes nothing.
+    """Check everything that can be checked, and say what a study will do; trains nothing.
+
+    It writes nothing but text sampled from the base model, which the runs then find.
 
     Raises:
         UsageError: for anything in the configuration that cannot be used.

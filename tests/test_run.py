@@ -237,3 +237,37 @@ def test_a_torn_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.Monke
     weights.write_bytes(weights.read_bytes()[:-100])
     assert run_study(config, tmp_path / "b")[0].R == reference.R
     assert len(calls) == 3 + 4
+
+
+def test_changed_data_or_code_of_ones_own_is_refused(tmp_path: Path) -> None:
+    from forgetting.errors import UsageError
+    from forgetting.run import _setting
+
+    lines = [json.dumps({"prompt": f"box {i}:", "completion": " red"}) for i in range(20)]
+    data, mine = tmp_path / "own.jsonl", tmp_path / "mine.py"
+    data.write_text("\n".join(lines))
+    mine.write_text("from forgetting import Mitigation\nclass Mine(Mitigation):\n    pass\n")
+    sequence = {"name": "own", "tasks": [{"name": "own", "train": str(data)}]}
+    config = small_study(sequence=sequence, mitigations=[str(mine)])
+    (record,) = run_study(config, tmp_path / "s")
+    assert record.status == "finished" and record.run_id.startswith("mine-s0-")
+    assert ResultStore(tmp_path / "s").record_path(record.run_id).parent == tmp_path / "s" / "runs"
+    mine.write_text(mine.read_text() + "# changed\n")
+    with pytest.raises(UsageError, match=r"mine\.py changed since it was begun"):
+        run_study(config, tmp_path / "s")
+    mine.write_text(mine.read_text().removesuffix("# changed\n"))
+    data.write_text("\n".join(lines).replace("red", "blue"))
+    _setting.cache_clear()
+    with pytest.raises(UsageError, match="data changed since it was begun"):
+        run_study(config, tmp_path / "s")
+
+
+def test_an_error_in_a_mitigation_of_ones_own_fails_that_run_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from forgetting import Mitigation\nclass Mine(Mitigation):\n"
+        "    def after_step(self, model, learning_rate):\n        raise TypeError('oops')\n"
+    )
+    bad, good = run_study(small_study(mitigations=[str(mine), "naive"]), tmp_path / "s")
+    assert bad.status == "failed" and bad.reason == "TypeError: oops (mine.py, line 4)"
+    assert good.status == "finished"

@@ -92,6 +92,14 @@ def test_ewc_at_infinite_strength_does_not_move_what_has_fisher(tmp_path: Path) 
         assert moved[protected[name]].max() < 2e-3 * naive_moved[protected[name]].max()
 
 
+def test_ewc_leaves_what_is_frozen_alone_in_either_order(tmp_path: Path) -> None:
+    base = weights(tiny_llama())
+    for text in ("ewc:strength=100,examples=4+freeze:first=1", "freeze:first=1+ewc:strength=100,examples=4"):
+        after = weights(run(text, tmp_path)[0])
+        frozen = [name for name in after if name.startswith("model.layers.0.")]
+        assert frozen and all(torch.equal(after[name], base[name]) for name in frozen)
+
+
 def test_ewc_memory_does_not_grow_with_tasks(tmp_path: Path) -> None:
     mitigation = build_mitigation("ewc:strength=1,examples=4")
     model = mitigation.setup(tiny_llama(), context())
