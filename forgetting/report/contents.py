@@ -57,6 +57,22 @@ def _cells(point: pd.Series, columns: Sequence[_Column]) -> list[str]:
     return cells
 
 
+def _shown(unit: str) -> tuple[float, int]:
+    """Scale and digits of a unit: shares in points."""
+    return (100.0, 1) if unit == "share" else (1.0, 3)
+
+
+def _learned_and_kept(unit: str) -> list[_Column]:
+    """The columns that every comparison of mitigations begins with; ``unit`` is R's."""
+    scale, digits = _shown(unit)
+    return [
+        _Column("LA", "LA", scale, digits),
+        _Column("ACC", "ACC", scale, digits),
+        _Column("forgetting", "forgetting", scale, digits),
+        _Column("retention", "retention (%)", 100),
+    ]
+
+
 def headline(frame: pd.DataFrame, *, short: bool = False) -> Table:
     """What was learned and what was forgotten, a row per mitigation and view.
 
@@ -66,14 +82,10 @@ def headline(frame: pd.DataFrame, *, short: bool = False) -> Table:
     """
     points = aggregate(frame)
     R_unit, G_unit = _unit(points, "R_unit"), _unit(points, "G_unit")
-    scale, digits = (100.0, 1) if R_unit == "share" else (1.0, 3)
-    G_scale, G_digits = (100.0, 1) if G_unit == "share" else (1.0, 3)
+    scale, digits = _shown(R_unit)
     columns = [
-        _Column("LA", "LA", scale, digits),
-        _Column("ACC", "ACC", scale, digits),
-        _Column("forgetting", "forgetting", scale, digits),
-        _Column("retention", "retention (%)", 100),
-        _Column("delta_G", "ΔG", G_scale, G_digits),
+        *_learned_and_kept(R_unit),
+        _Column("delta_G", "ΔG", *_shown(G_unit)),
         *(_Column(f"delta_CE:{text}", f"ΔCE {plain(text)}", 1, 3) for text in _texts(frame, "delta_CE")),
         _Column("BWT", "BWT", scale, digits),
         _Column("FWT", "FWT", scale, digits),
@@ -175,12 +187,8 @@ def costs(frame: pd.DataFrame) -> Table:
 def differences(frame: pd.DataFrame) -> Table | None:
     """Difference to naive, paired by seed; ``None`` where no seed was finished by both."""
     R_unit = _unit(frame, "R_unit")
-    scale, digits = (100.0, 1) if R_unit == "share" else (1.0, 3)
     columns = [
-        _Column("LA", "LA", scale, digits),
-        _Column("ACC", "ACC", scale, digits),
-        _Column("forgetting", "forgetting", scale, digits),
-        _Column("retention", "retention (%)", 100),
+        *_learned_and_kept(R_unit),
         *(_Column(f"delta_CE:{text}", f"ΔCE {plain(text)}", 1, 3) for text in _texts(frame, "delta_CE")),
     ]
     found = against_baseline(frame, [column.key for column in columns])
