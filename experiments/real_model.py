@@ -12,14 +12,15 @@ Command (the data are not part of the package; see README, "Your own data")::
 Tuning is on other tasks (rte, cb) with one seed. First naive fine-tuning's own learning rate is chosen among RATES;
 it is the base rate of every method. Then every other method gets as many runs, the settings of its row in GRID,
 chosen by the mean of learning accuracy and retention. The reported sequence is run with what was chosen, and three
-seeds. The paradigms are selected, tuned and scored on the same minimal pairs: the base row is inflated by that
-selection, for every method alike, so that differences between methods stand but retention is biased downwards.
+seeds. Paradigms are selected, methods tuned and results reported on three disjoint sets of each paradigm's pairs, so
+that neither selection inflates what is reported.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -33,8 +34,8 @@ from forgetting.study import Plan, run_study
 REPORTED = ("agnews", "amazon", "sst2", "boolq")
 TUNING = ("rte", "cb")
 THRESHOLD = 0.70
-SELECTION_ITEMS = 300  # minimal pairs of each paradigm that the threshold is applied to
-ITEMS = 200  # the first of them, scored after every task
+ITEMS = 200  # minimal pairs of each paradigm that are scored after every task
+TUNING_OFFSET, REPORTED_OFFSET, SELECTION_OFFSET = 0, 200, 400  # where in a paradigm's 1,000 pairs each use begins
 
 RATES = (3e-4, 1e-3, 3e-3)
 
@@ -47,17 +48,18 @@ GRID: dict[str, tuple[str, ...]] = {
 }
 
 
-def study(
-    name: str,
+def protocol(
     data: Path,
+    paradigms: list[str],
+    name: str,
     tasks: tuple[str, ...],
     mitigations: tuple[str, ...],
     *,
     seeds: int,
     rate: float,
-    paradigms: list[str],
+    offset: int,
 ) -> StudyConfig:
-    """The protocol; tuning and reported studies differ in tasks, seeds and settings alone."""
+    """The protocol; tuning and reported studies differ in tasks, seeds, settings and BLiMP's pairs alone."""
     return StudyConfig(
         name=name,
         model=str(data / "stories260K-hf"),
@@ -75,6 +77,7 @@ def study(
             suite=tuple(f"blimp_{paradigm}" for paradigm in paradigms),
             data_dir=str(data / "blimp"),
             limit=ITEMS,
+            offset=offset,
             batch_size=32,
         ),
         pretraining=PretrainingConfig(
@@ -95,7 +98,7 @@ def paradigms_above(data: Path, output: Path) -> list[str]:
         from forgetting.models import load_model
 
         base = load_model(str(data / "stories260K-hf"))
-        suite = load_suite(["blimp"], data_dir=data / "blimp", limit=SELECTION_ITEMS)
+        suite = load_suite(["blimp"], data_dir=data / "blimp", offset=SELECTION_OFFSET)
         scores = suite.evaluate(base.model, base.tokenizer, batch_size=32)
         table = {name.removeprefix("blimp_"): round(score.value, 4) for name, score in scores.items()}
         write_atomically(path, json.dumps(table, indent=1, sort_keys=True).encode())
@@ -134,18 +137,19 @@ def main() -> None:
     arguments = parser.parse_args()
     data, output = arguments.data, arguments.output
     paradigms = paradigms_above(data, output)
+    study = partial(protocol, data, paradigms)
     by_rate = {}
     for rate in RATES:
-        config = study(f"naive-{rate:g}", data, TUNING, ("naive",), seeds=1, rate=rate, paradigms=paradigms)
+        config = study(f"naive-{rate:g}", TUNING, ("naive",), seeds=1, rate=rate, offset=TUNING_OFFSET)
         by_rate[rate] = float(value(run(config, output / "tuning" / config.name, arguments.workers))["naive"])
     rate = max(by_rate, key=lambda candidate: by_rate[candidate])
     settings = tuple(setting for row in GRID.values() for setting in row)
-    config = study("methods", data, TUNING, settings, seeds=1, rate=rate, paradigms=paradigms)
+    config = study("methods", TUNING, settings, seeds=1, rate=rate, offset=TUNING_OFFSET)
     by_setting = value(run(config, output / "tuning" / "methods", arguments.workers))
     chosen = {method: max(row, key=lambda setting: float(by_setting[setting])) for method, row in GRID.items()}
     write_atomically(output / "chosen.json", json.dumps({"learning_rate": rate, **chosen}, indent=1).encode())
     mitigations = ("naive", *chosen.values())
-    reported = study("reported", data, REPORTED, mitigations, seeds=arguments.seeds, rate=rate, paradigms=paradigms)
+    reported = study("reported", REPORTED, mitigations, seeds=arguments.seeds, rate=rate, offset=REPORTED_OFFSET)
     run(reported, output / "reported", arguments.workers)
 
 

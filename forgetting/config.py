@@ -150,7 +150,8 @@ class EvaluationConfig(Strict):
         suite: Capability suites (``micro``, ``blimp``, ``standard``), lm-eval task names, or folders of
             lm-eval YAML files; their union makes the columns of G.
         data_dir: Local folder with the suites' data; without it, the hub.
-        limit: Items per capability (the first ones, as in lm-eval); all where not given.
+        limit: Items per lm-eval task (the first ones, as in lm-eval); all where not given.
+        offset: Items per lm-eval task that are passed over first, so that tuning and reporting can use other items.
         batch_size: Sequences per forward pass.
         drift: Measure cross-entropy and KL to the base model.
         drift_tokens: At most this many tokens per text and row.
@@ -161,6 +162,7 @@ class EvaluationConfig(Strict):
     )
     data_dir: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    offset: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=1)
     drift: bool = True
     drift_tokens: int = Field(default=20_000, ge=1)

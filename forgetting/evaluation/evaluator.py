@@ -58,7 +58,7 @@ class Evaluator:
         self.config = config
         self.max_length = max_length
         data_dir = Path(config.data_dir) if config.data_dir else None
-        self.suite = load_suite(list(config.suite), data_dir=data_dir, limit=config.limit)
+        self.suite = load_suite(list(config.suite), data_dir=data_dir, limit=config.limit, offset=config.offset)
         self.scorers = [
             TaskScorer(task, base.tokenizer, batch_size=config.batch_size, max_length=max_length)
             for task in sequence.tasks

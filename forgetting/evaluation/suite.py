@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from forgetting.errors import UsageError
 from forgetting.evaluation.catalogue import SUITES, Catalogue, SuiteDefinition, TaskGroup, compiled_templates, quiet
 from forgetting.results import CapabilityInfo
 
@@ -45,7 +46,9 @@ class CapabilityScore:
     items: list[float]
 
 
-def load_suite(names: Sequence[str], *, data_dir: Path | None = None, limit: int | None = None) -> Suite:
+def load_suite(
+    names: Sequence[str], *, data_dir: Path | None = None, limit: int | None = None, offset: int = 0
+) -> Suite:
     """Load the union of suites; a capability that two names share is one column.
 
     Args:
@@ -55,17 +58,18 @@ def load_suite(names: Sequence[str], *, data_dir: Path | None = None, limit: int
         data_dir: Local folder with the tasks' data instead of the hub: a folder per task with a file per split
             (``hellaswag/validation.jsonl``, .json or .parquet), or one file (``adjunct_island.jsonl``) that is
             scored. Tasks that bring their own data do not need it.
-        limit: Items per task, the first ones; all where not given.
+        limit: Items per task, the first ones after ``offset``; all where not given.
+        offset: Items per task that are passed over.
 
     Raises:
-        UsageError: if a name means nothing (the nearest is named), or data are missing (task, folder and split
-            are named).
+        UsageError: if a name means nothing (the nearest is named), data are missing (task, folder and split
+            are named), or a task has no item after ``offset``.
     """
     catalogue = Catalogue(data_dir)
     columns: dict[str, TaskGroup] = {}
     for name in names:
         columns.update({column.name: column for column in catalogue.load(name) if column.name not in columns})
-    return Suite([_Capability(column, limit) for column in columns.values()])
+    return Suite([_Capability(column, limit, offset) for column in columns.values()])
 
 
 class Suite:
@@ -117,7 +121,7 @@ class Suite:
 class _Capability:
     """One column: its tasks' requests, and how lm-eval turns responses into a score."""
 
-    def __init__(self, column: TaskGroup, limit: int | None) -> None:
+    def __init__(self, column: TaskGroup, limit: int | None = None, offset: int = 0) -> None:
         self.tasks = column.tasks
         self.documents: list[tuple[Task, list[list[Instance]]]] = []
         for task in self.tasks:
@@ -125,7 +129,7 @@ class _Capability:
                 if task.get_config("num_fewshot") is None:
                     task.set_config("num_fewshot", 0)
                 task.set_fewshot_seed(FEWSHOT_SEED)
-                task.build_all_requests(limit=limit)
+                task.build_all_requests(limit=limit, samples=_after(task, limit, offset))
             _memoise(task)
             by_document: dict[int | None, list[Instance]] = {}
             for request in task.instances:
@@ -172,6 +176,16 @@ class _Capability:
             else:
                 chances += [0.0] * len(documents)
         return float(np.mean(chances))
+
+
+def _after(task: Task, limit: int | None, offset: int) -> list[int] | None:
+    """Indices of the items after ``offset``; ``None``, by which lm-eval takes the first ``limit``, where it is 0."""
+    if offset == 0:
+        return None
+    n = len(task.eval_docs)
+    if offset >= n:
+        raise UsageError(f"evaluation.offset {offset}: task {task.config.task!r} has {n} items; give less than {n}")
+    return list(range(offset, n if limit is None else min(n, offset + limit)))
 
 
 def _memoise(task: Task) -> None:

@@ -193,6 +193,14 @@ def test_limit_keeps_the_first_items(folder: Path, suite: Suite) -> None:
     assert few.evaluate(MODEL, TOKENIZER)["choice"].items == whole[:5]
 
 
+def test_offset_passes_over_the_first_items(folder: Path, suite: Suite) -> None:
+    whole = suite.evaluate(MODEL, TOKENIZER)["choice"].items
+    assert load_suite([str(folder)], limit=3, offset=2).evaluate(MODEL, TOKENIZER)["choice"].items == whole[2:5]
+    assert load_suite([str(folder)], offset=2).evaluate(MODEL, TOKENIZER)["choice"].items == whole[2:]
+    with pytest.raises(UsageError, match=r"evaluation.offset 10000: task .* has \d+ items"):
+        load_suite([str(folder)], offset=10_000)
+
+
 def test_nothing_is_printed_or_logged(
     folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -263,7 +271,7 @@ def test_a_group_is_one_column_and_a_tag_a_column_per_task(tmp_path: Path, folde
     manager = found._manager([tmp_path])
     (group,) = found._load(manager, ["both"])
     assert [column.name for column in found._load(manager, ["pair"])] == ["choice", "declared"]
-    suite = Suite([_Capability(group, None)])
+    suite = Suite([_Capability(group)])
     (info,) = suite.capabilities()
     assert (info.name, info.n, info.version) == ("both", 24, "7")
     parts = load_suite([str(folder)]).evaluate(MODEL, TOKENIZER)
