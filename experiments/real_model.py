@@ -9,7 +9,7 @@ Command (the data are not part of the package; see README, "Your own data")::
 
     python experiments/real_model.py --data ../shared/data --workers 2
 
-Tuning is on other tasks (rte, cb) with one seed. First naive fine-tuning's own learning rate is chosen among RATES;
+Tuning is on other tasks (qqp, mnli, cb) with one seed. First naive fine-tuning's own learning rate is chosen among RATES;
 it is the base rate of every method. Then every other method gets as many runs, the settings of its row in GRID,
 chosen by the mean of learning accuracy and retention. The reported sequence is run with what was chosen, and three
 seeds. Paradigms are selected, methods tuned and results reported on three disjoint sets of each paradigm's pairs, so
@@ -32,7 +32,7 @@ from forgetting.results import ResultStore, write_atomically
 from forgetting.study import Plan, run_study
 
 REPORTED = ("agnews", "amazon", "sst2", "boolq")
-TUNING = ("rte", "cb")
+TUNING = ("qqp", "mnli", "cb")
 THRESHOLD = 0.70
 ITEMS = 200  # minimal pairs of each paradigm that are scored after every task
 TUNING_OFFSET, REPORTED_OFFSET, SELECTION_OFFSET = 0, 200, 400  # where in a paradigm's 1,000 pairs each use begins
