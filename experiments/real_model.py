@@ -9,8 +9,8 @@ Command (the data are not part of the package; see README, "Your own data")::
 
     python experiments/real_model.py --data ../shared/data --workers 2
 
-Tuning is on other tasks (qqp, mnli, cb) with one seed. First naive fine-tuning's own learning rate is chosen among RATES;
-it is the base rate of every method. Then every other method gets as many runs, the settings of its row in GRID,
+Tuning is on other tasks (qqp, mnli, cb) with one seed. First naive fine-tuning's own learning rate is chosen among
+RATES; it is the base rate of every method. Then every other method gets as many runs, the settings of its row in GRID,
 chosen by the mean of learning accuracy and retention. The reported sequence is run with what was chosen, and three
 seeds. Paradigms are selected, methods tuned and results reported on three disjoint sets of each paradigm's pairs, so
 that neither selection inflates what is reported.

@@ -1,0 +1,387 @@
+"""The rules: for each kind of layer, a forward that also tells how its parameters' gradients arise.
+
+Every rule replaces a module's ``forward`` for the time of a capture. Where it can, it is a
+``torch.autograd.Function`` that saves what it needs by ``save_for_backward`` (so that gradient checkpointing
+recomputes it), returns the gradient of its input only, and hands the rest to the capture: the product that would
+make the ordinary weight gradient is never computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.grad import conv2d_input
+
+from forgetting.fisher.uses import Convolution, Product, Rows, Sums
+
+if TYPE_CHECKING:
+    from forgetting.fisher.capture import Capture
+
+Forward = Callable[..., Any]
+Rule = Callable[[nn.Module, "Capture"], Forward]
+Backward = Callable[..., None]
+
+
+class _Linear(torch.autograd.Function):
+    """y = x Wᵀ + b, W (O, I)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, on_backward: Backward
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.on_backward = on_backward
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        (g,) = grads
+        ctx.on_backward(x, g)
+        gx = (g @ weight.to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        return gx, None, None, None, None
+
+
+def linear(module: nn.Module, capture: Capture) -> Forward:
+    """nn.Linear (O, I), and GPT-2's Conv1D (I, O), in which inputs and output gradients change places."""
+    weight, bias = capture.name(module, "weight"), capture.name(module, "bias")
+    transposed = type(module).__name__ == "Conv1D"
+    where = capture.module_name(module)
+
+    def on_backward(x: Tensor, g: Tensor) -> None:
+        spans = capture.examples.of(x.shape[:-1], where)
+        A, G = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+        if weight is not None:
+            capture.record(weight, Product(A, G, spans) if transposed else Product(G, A, spans))
+        if bias is not None:
+            capture.record(bias, Sums(G, spans))
+
+    def forward(input: Tensor) -> Tensor:
+        capture.called(weight, bias)
+        matrix = module.weight.detach()  # type: ignore[operator]
+        vector = None if module.bias is None else module.bias.detach()  # type: ignore[operator]
+        return _Linear.apply(input, matrix.T if transposed else matrix, vector, capture.anchor, on_backward)
+
+    return forward
+
+
+class _Embedding(torch.autograd.Function):
+    """y = W[ids]."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, anchor: Tensor, on_backward: Backward) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.on_backward = on_backward
+        return functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        ctx.on_backward(*ctx.saved_tensors, *grads)
+        return None, None, None, None
+
+
+def embedding(module: nn.Module, capture: Capture) -> Forward:
+    """nn.Embedding. Ids that a model gives once for the whole batch (positions) are expanded to all its rows."""
+    assert isinstance(module, nn.Embedding)
+    weight, where = capture.name(module, "weight"), capture.module_name(module)
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        raise ValueError(f"{where}: an embedding with max_norm, scale_grad_by_freq or sparse has no rule")
+
+    def on_backward(ids: Tensor, g: Tensor) -> None:
+        spans = capture.examples.of(ids.shape, where)
+        if module.padding_idx is not None:
+            g = g.masked_fill((ids == module.padding_idx)[..., None], 0)
+        assert weight is not None
+        capture.record(weight, Rows(g.reshape(-1, g.shape[-1]), ids.flatten(), spans, module.num_embeddings))
+
+    def forward(input: Tensor) -> Tensor:
+        capture.called(weight)
+        rows, width = capture.examples.rows, capture.examples.width
+        once = input.shape[0] == 1 if input.dim() == 2 else input.dim() == 1 and input.numel() == width
+        if once and rows > 1:
+            input = input.expand(rows, input.shape[-1])
+        return _Embedding.apply(input, module.weight.detach(), capture.anchor, on_backward)
+
+    return forward
+
+
+class _LayerNorm(torch.autograd.Function):
+    """y = n(x)∘w + b over the last dimension."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, anchor: Tensor, on_backward: Backward
+    ) -> Tensor:
+        y, mean, inverse = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        ctx.on_backward = on_backward
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, bias, mean, inverse = ctx.saved_tensors
+        (g,) = grads
+        ctx.on_backward(((x - mean) * inverse).to(g.dtype), g)
+        gx, _, _ = torch.ops.aten.native_layer_norm_backward(
+            g, x, weight.shape, mean, inverse, weight, bias, [True, False, False]
+        )
+        return gx, None, None, None, None, None
+
+
+def layer_norm(module: nn.Module, capture: Capture) -> Forward:
+    """nn.LayerNorm over the last dimension."""
+    assert isinstance(module, nn.LayerNorm)
+    weight, bias, where = capture.name(module, "weight"), capture.name(module, "bias"), capture.module_name(module)
+    if len(module.normalized_shape) != 1:
+        raise ValueError(f"{where}: LayerNorm over {len(module.normalized_shape)} dimensions has no rule")
+
+    def on_backward(normalised: Tensor, g: Tensor) -> None:
+        spans = capture.examples.of(g.shape[:-1], where)
+        if weight is not None:
+            capture.record(weight, Sums((normalised * g).flatten(0, -2), spans))
+        if bias is not None:
+            capture.record(bias, Sums(g.reshape(-1, g.shape[-1]), spans))
+
+    def forward(input: Tensor) -> Tensor:
+        capture.called(weight, bias)
+        vector = None if module.bias is None else module.bias.detach()
+        return _LayerNorm.apply(input, module.weight.detach(), vector, module.eps, capture.anchor, on_backward)
+
+    return forward
+
+
+class _BatchNorm(torch.autograd.Function):
+    """y = (x − μ) / √(σ² + ε) ∘ w + b per channel, with running statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float, anchor: Tensor,
+        on_backward: Backward,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, mean, (variance + eps).rsqrt(), weight)
+        ctx.on_backward = on_backward
+        return functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, mean, inverse, weight = ctx.saved_tensors
+        (g,) = grads
+        channel = (1, -1, *[1] * (x.dim() - 2))
+        ctx.on_backward((x - mean.view(channel)) * inverse.view(channel), g)
+        gx = g * (weight * inverse).view(channel) if ctx.needs_input_grad[0] else None
+        return gx, None, None, None, None, None, None, None
+
+
+def batch_norm(module: nn.Module, capture: Capture) -> Forward:
+    """nn.BatchNorm1d, 2d and 3d in eval mode, where examples do not mix."""
+    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
+    weight, bias, where = capture.name(module, "weight"), capture.name(module, "bias"), capture.module_name(module)
+    if module.running_mean is None or module.running_var is None:
+        raise ValueError(f"{where}: a batch norm without running statistics mixes examples and has no rule")
+    mean, variance = module.running_mean, module.running_var
+
+    def on_backward(normalised: Tensor, g: Tensor) -> None:
+        for name, values in ((weight, normalised * g), (bias, g)):
+            if name is not None:
+                flat = values.flatten(2).mT.reshape(-1, values.shape[1]) if values.dim() > 2 else values
+                spans = capture.examples.of((len(g), len(flat) // len(g)), where)
+                capture.record(name, Sums(flat, spans))
+
+    def forward(input: Tensor) -> Tensor:
+        capture.called(weight, bias)
+        return _BatchNorm.apply(
+            input, mean, variance, module.weight.detach(), module.bias.detach(), module.eps, capture.anchor, on_backward
+        )
+
+    return forward
+
+
+class _Convolution(torch.autograd.Function):
+    """A two-dimensional convolution."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...], anchor: Tensor,
+        on_backward: Backward,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight)
+        ctx.how, ctx.on_backward = how, on_backward
+        return functional.conv2d(x, weight, bias, *how)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        (g,) = grads
+        ctx.on_backward(x, g)
+        gx = conv2d_input(x.shape, weight, g, *ctx.how) if ctx.needs_input_grad[0] else None
+        return gx, None, None, None, None, None
+
+
+def convolution(module: nn.Module, capture: Capture) -> Forward:
+    """nn.Conv2d with zero padding."""
+    assert isinstance(module, nn.Conv2d)
+    weight, bias, where = capture.name(module, "weight"), capture.name(module, "bias"), capture.module_name(module)
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        raise ValueError(f"{where}: a convolution with padding {module.padding_mode!r} or by name has no rule")
+    unfold = {
+        "kernel_size": module.kernel_size,
+        "dilation": module.dilation,
+        "padding": module.padding,
+        "stride": module.stride,
+    }
+    how = (module.stride, module.padding, module.dilation, module.groups)
+
+    def on_backward(x: Tensor, g: Tensor) -> None:
+        if weight is not None:
+            spans = capture.examples.of((len(x), 1), where)
+            capture.record(weight, Convolution(g, x, spans, module.weight.shape, unfold, module.groups))
+        if bias is not None:
+            flat = g.flatten(2).mT.reshape(-1, g.shape[1])
+            spans = capture.examples.of((len(g), len(flat) // len(g)), where)
+            capture.record(bias, Sums(flat, spans))
+
+    def forward(input: Tensor) -> Tensor:
+        capture.called(weight, bias)
+        vector = None if module.bias is None else module.bias.detach()
+        return _Convolution.apply(input, module.weight.detach(), vector, how, capture.anchor, on_backward)
+
+    return forward
+
+
+class _Expand(torch.autograd.Function):
+    """A parameter, broadcast to the shape in which it meets the data: its gradient there is one per token."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, shape: tuple[int, ...], anchor: Tensor, on_backward: Backward) -> Tensor:
+        ctx.on_backward = on_backward
+        return parameter.expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        ctx.on_backward(*grads)
+        return None, None, None, None
+
+
+@contextmanager
+def _substituted(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """Let a module see other tensors in place of its parameters."""
+    originals = {name: module._parameters.pop(name) for name in values}
+    module.__dict__.update(values)
+    try:
+        yield
+    finally:
+        for name, parameter in originals.items():
+            del module.__dict__[name]
+            module._parameters[name] = parameter
+
+
+def scale_norm(module: nn.Module, capture: Capture, original: Forward | None = None) -> Forward:
+    """The RMSNorms of transformers: any arithmetic, in which the weight (D,) meets x (..., D) elementwise."""
+    weight, where = capture.name(module, "weight"), capture.module_name(module)
+    compute = original or module.forward
+
+    def on_backward(g: Tensor) -> None:
+        assert weight is not None
+        spans = capture.examples.of(g.shape[:-1], where)
+        capture.record(weight, Sums(g.reshape(-1, g.shape[-1]), spans))
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        capture.called(weight)
+        wide = _Expand.apply(module.weight.detach(), hidden_states.shape, capture.anchor, on_backward)  # type: ignore[operator]
+        with _substituted(module, {"weight": wide}):
+            return compute(hidden_states)
+
+    return forward
+
+
+def root_mean_square_norm(module: nn.Module, capture: Capture) -> Forward:
+    """nn.RMSNorm, whose fused form takes no weight per token."""
+    assert isinstance(module, nn.RMSNorm)
+
+    def unfused(x: Tensor) -> Tensor:
+        return functional.rms_norm(x, module.normalized_shape, None, module.eps) * module.weight
+
+    return scale_norm(module, capture, unfused)
+
+
+def patch_embeddings(module: nn.Module, capture: Capture) -> Forward:
+    """ViT's class token, mask token and positions, (1, n, D) each: broadcast over the batch."""
+    original, where = module.forward, capture.module_name(module)
+    local = {name: capture.name(module, name) for name, _ in module.named_parameters(recurse=False)}
+    names = {name: known for name, known in local.items() if known is not None}
+
+    def on_backward(name: str, g: Tensor) -> None:
+        spans = capture.examples.of((len(g), 1), where)
+        capture.record(name, Sums(g.flatten(1), spans))
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        capture.called(*names.values())
+        wide = {}
+        for name, known in names.items():
+            parameter = getattr(module, name).detach()
+            shape = (capture.examples.rows, *parameter.shape[1:])
+            wide[name] = _Expand.apply(parameter, shape, capture.anchor, lambda g, known=known: on_backward(known, g))
+        with _substituted(module, wide):
+            return original(*args, **kwargs)
+
+    return forward
+
+
+def relative_bias(module: nn.Module, capture: Capture) -> Forward:
+    """T5's relative attention bias: (1, heads, queries, keys) for the whole batch, here one per row of it."""
+    table = module.relative_attention_bias
+    assert isinstance(table, nn.Embedding)
+    weight, where = capture.name(table, "weight"), capture.module_name(table)
+    original = module.compute_bias
+    assert callable(original)
+
+    def on_backward(ids: Tensor, g: Tensor) -> None:
+        rows = capture.examples.rows
+        spans = capture.examples.of((rows, ids.numel()), where)
+        G = g.permute(0, 2, 3, 1).reshape(-1, g.shape[1])  # (rows · queries · keys, heads)
+        assert weight is not None
+        capture.record(weight, Rows(G, ids.flatten().repeat(rows), spans, table.num_embeddings))
+
+    def compute_bias(*args: Any, **kwargs: Any) -> Tensor:
+        capture.called(weight)
+        seen: list[Tensor] = []
+
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0])
+
+        handle = table.register_forward_pre_hook(look)
+        try:
+            bias = original(*args, **kwargs).detach()
+        finally:
+            handle.remove()
+        shape = (capture.examples.rows, *bias.shape[1:])
+        return _Expand.apply(bias, shape, capture.anchor, lambda g: on_backward(seen[0], g))
+
+    return compute_bias
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """The rule of a module's own parameters, or ``None``."""
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+        return linear
+    if isinstance(module, nn.Embedding):
+        return embedding
+    if isinstance(module, nn.LayerNorm):
+        return layer_norm
+    if isinstance(module, nn.RMSNorm):
+        return root_mean_square_norm
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return batch_norm
+    if isinstance(module, nn.Conv2d):
+        return convolution
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"]:
+        return scale_norm
+    if type(module).__name__ == "ViTEmbeddings":
+        return patch_embeddings
+    return None

@@ -1,0 +1,96 @@
+"""What a Fisher computation gives, and its file: safetensors, with what it is beside the numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor, nn
+
+from forgetting.fisher.estimators import ESTIMATORS, Estimator
+
+UNIT = "sequence"
+FORMAT = "forgetting.diagonal_fisher"
+
+
+@dataclass(frozen=True)
+class DiagonalFisher:
+    """The diagonal of the Fisher information, and what it is.
+
+    Attributes:
+        values: Parameter name (a tied parameter once) to a tensor of its shape: the mean over examples of the
+            squared gradient of log p(example); for ``batched`` the mean over batches.
+        estimator: See :func:`forgetting.fisher.diagonal_fisher`.
+        samples: Draws per example, for ``sample``.
+        examples: Examples averaged over.
+        tokens: Predicted labels in them.
+    """
+
+    values: dict[str, Tensor]
+    estimator: Estimator
+    examples: int
+    tokens: int
+    samples: int | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, at once and whole; its metadata tell the estimator, unit and counts."""
+        from safetensors.torch import save_file
+
+        about = {
+            "format": FORMAT,
+            "estimator": self.estimator,
+            "samples": self.samples,
+            "unit": "batch" if self.estimator == "batched" else UNIT,
+            "normalisation": "mean over units",
+            "examples": self.examples,
+            "tokens": self.tokens,
+        }
+        path = Path(path)
+        partial = path.with_name(path.name + ".tmp")
+        values = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
+        save_file(values, partial, metadata={"about": json.dumps(about)})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module | None = None) -> DiagonalFisher:
+        """Read a file that :meth:`save` wrote.
+
+        Args:
+            path: The file.
+            model: If given, the file must fit it: every name is one of its parameters, of the same shape.
+
+        Raises:
+            ValueError: if it is another kind of file, or does not fit.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("about", "{}"))
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} is not a whole safetensors file ({error})") from None
+        if about.get("format") != FORMAT or about.get("estimator") not in ESTIMATORS:
+            raise ValueError(f"{str(path)!r} is a safetensors file, but not one of a diagonal Fisher information")
+        if model is not None:
+            _check_fit(values, model, path)
+        return cls(
+            values=values,
+            estimator=cast(Estimator, about["estimator"]),
+            examples=about["examples"],
+            tokens=about["tokens"],
+            samples=about["samples"],
+        )
+
+
+def _check_fit(values: dict[str, Tensor], model: nn.Module, path: str | Path) -> None:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for name, value in values.items():
+        if name not in shapes:
+            raise ValueError(f"{str(path)!r}: the model has no parameter {name}")
+        if shapes[name] != tuple(value.shape):
+            raise ValueError(
+                f"{str(path)!r}: parameter {name} has shape {tuple(value.shape)}, the model's has {shapes[name]}"
+            )
