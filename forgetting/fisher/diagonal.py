@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -218,12 +220,14 @@ def product_squares(backend: Backend, device: torch.device) -> ProductSquares:
     Raises:
         ValueError: if ``triton`` is asked for where it cannot run.
     """
-    from forgetting.fisher.kernel import available, triton_product_squares
-
-    if backend == "torch" or (backend == "auto" and not available(device)):
+    installed = importlib.util.find_spec("triton") is not None
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if backend == "torch" or (backend == "auto" and not (installed and device.type == "cuda")):
         return loop_product_squares
-    if not available(device):
+    if not installed or not (interpreted or device.type == "cuda"):
         raise ValueError(f"backend 'triton': needs a CUDA device and triton, and the model is on {device}; use 'torch'")
+    from forgetting.fisher.kernel import triton_product_squares
+
     return triton_product_squares
 
 
