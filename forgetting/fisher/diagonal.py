@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from typing import Any, Literal, get_args
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from forgetting.fisher.capture import Capture, select_parameters
-from forgetting.fisher.estimators import ESTIMATORS, Estimator, Targets, shifts_labels
-from forgetting.fisher.examples import Examples, examples_of
-from forgetting.fisher.reference import Gradients, gradient_squares, in_float64, single_examples
+from forgetting.fisher.engine import Batch, Captured, Draw, Engine, Progress
+from forgetting.fisher.estimators import ESTIMATORS, Estimator, shifts_labels
+from forgetting.fisher.reference import Autograd, in_float64
 from forgetting.fisher.storage import DiagonalFisher
 from forgetting.fisher.uses import ProductSquares, Use, add_squares, loop_product_squares
 
 Backend = Literal["auto", "reference", "torch", "triton"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
-
-Batch = Mapping[str, Tensor] | Sequence[Tensor]
-Progress = Callable[[int, "int | None"], None]
 
 
 def diagonal_fisher(
@@ -83,18 +78,18 @@ def diagonal_fisher(
     chosen = select_parameters(model, parameters)
     totals = {name: torch.zeros_like(p, dtype=accumulate_dtype) for name, p in chosen.items()}
     shift = shifts_labels(model) if shift_labels is None else shift_labels
-    kind = _Autograd if backend == "reference" or estimator == "batched" else _Captured
-    engine = kind(model, chosen, totals, shift, estimator, samples, generator, backend)
-    batches = batches if max_examples is None else _until(batches, engine, max_examples)
-    total = len(batches) if isinstance(batches, Sized) else None
-    with engine, torch.enable_grad(), deterministic():
-        for done, batch in enumerate(batches, start=1):
-            inputs, labels = _unpack(batch, next(iter(chosen.values())))
-            engine.add(inputs, labels, None if max_examples is None else max_examples - engine.examples)
-            if progress is not None:
-                progress(*((done, total) if max_examples is None else (engine.examples, max_examples)))
-    if not engine.examples:
-        raise ValueError("diagonal_fisher: no example has a predicted label (all labels are -100)")
+    draw = Draw(estimator, samples, generator)
+    engine: Engine
+    if backend == "reference" or estimator == "batched":
+        engine = Autograd(model, chosen, totals, draw, shift)
+    else:
+        products = product_squares(backend, next(iter(chosen.values())).device)
+
+        def sink(name: str, uses: list[Use]) -> None:
+            add_squares(totals[name], uses, products, positionwise=estimator == "positionwise")
+
+        engine = Captured(Capture(model, chosen, sink), draw, shift)
+    engine.run(batches, next(iter(chosen.values())), max_examples, progress)
     divisor = engine.units if estimator == "batched" else engine.examples
     return DiagonalFisher(
         values={name: value.div_(divisor) for name, value in totals.items()},
@@ -103,115 +98,6 @@ def diagonal_fisher(
         examples=engine.examples,
         tokens=engine.tokens,
     )
-
-
-class _Engine:
-    """Adds batches' squared gradients to the totals; entered for as long as it does.
-
-    Attributes:
-        examples, tokens: Examples with a predicted label, and predicted labels, so far.
-        units: Batches with any.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: dict[str, nn.Parameter],
-        totals: dict[str, Tensor],
-        shift: bool,
-        estimator: Estimator,
-        samples: int,
-        generator: torch.Generator | None,
-        backend: Backend,
-    ) -> None:
-        self.model, self.parameters, self.totals, self.shift = model, parameters, totals, shift
-        self.estimator, self.samples, self.generator = estimator, samples, generator
-        self.backend = backend
-        self.examples = self.tokens = self.units = 0
-        self.context = self._context()
-
-    def _context(self) -> AbstractContextManager:
-        raise NotImplementedError
-
-    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
-        """Add a batch, or the first ``limit`` examples of it that have a predicted label."""
-        raise NotImplementedError
-
-    def _targets(self, labels: Tensor, examples: Examples, limit: int | None) -> Targets | None:
-        """What a batch predicts, counted; ``None`` if that is nothing."""
-        targets = Targets(labels, examples, self.shift)
-        if limit is not None:
-            targets.keep_first(limit)
-        self.examples += targets.examples
-        self.tokens += targets.tokens
-        self.units += targets.examples > 0
-        return targets if targets.examples else None
-
-    def _backwards(self, targets: Targets, logits: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """Gradients at the logits, and whether another one follows."""
-        gradients = targets.output_gradients(logits, self.estimator, self.samples, self.generator)
-        upcoming = next(gradients, None)
-        while upcoming is not None:
-            gradient, upcoming = upcoming, next(gradients, None)
-            yield gradient, upcoming is not None
-
-    def __enter__(self) -> None:
-        self.context.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.context.__exit__(*error)
-
-
-class _Captured(_Engine):
-    """One backward pass for all examples of a batch."""
-
-    def _context(self) -> AbstractContextManager:
-        products = product_squares(self.backend, next(iter(self.parameters.values())).device)
-        positionwise = self.estimator == "positionwise"
-
-        def sink(name: str, uses: list[Use]) -> None:
-            add_squares(self.totals[name], uses, products, positionwise)
-
-        self.capture = Capture(self.model, self.parameters, sink)
-        return self.capture
-
-    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
-        """See _Engine."""
-        examples = examples_of(inputs, labels, self.shift)
-        targets = self._targets(labels, examples, limit)
-        if targets is None:
-            return
-        examples = replace(examples, positionwise=self.estimator == "positionwise")
-        logits = _logits(lambda *args, **kwargs: self.capture.forward(examples, *args, **kwargs), inputs)
-        for gradient, more in self._backwards(targets, logits):
-            self.capture.backward(logits, gradient, retain_graph=more)
-
-
-class _Autograd(_Engine):
-    """Ordinary gradients: of one example at a time (the reference), or of a whole batch (``batched``)."""
-
-    def _context(self) -> AbstractContextManager:
-        return Gradients(self.model, self.parameters)
-
-    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
-        """See _Engine."""
-        examples = examples_of(inputs, labels, self.shift)
-        if self.estimator == "batched":
-            self._add(inputs, labels, examples, limit)
-            return
-        before = self.examples
-        for single, its_labels in single_examples(inputs, labels, examples):
-            left = None if limit is None else limit - (self.examples - before)
-            self._add(single, its_labels, Examples(1), left)
-
-    def _add(self, inputs: dict[str, Tensor], labels: Tensor, examples: Examples, limit: int | None) -> None:
-        targets = self._targets(labels, examples, limit)
-        if targets is None:
-            return
-        scale = 1 / targets.examples if self.estimator == "batched" else 1.0
-        logits = _logits(self.model, inputs)
-        for gradient, more in self._backwards(targets, logits):
-            gradient_squares(self.totals, self.parameters, logits, gradient * scale, more)
 
 
 def product_squares(backend: Backend, device: torch.device) -> ProductSquares:
@@ -240,47 +126,3 @@ def _check(estimator: str, samples: int, max_examples: int | None, backend: str)
         raise ValueError(f"samples: {samples} with estimator {estimator!r}; give 1, or more with 'sample'")
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"max_examples: {max_examples} is not positive")
-
-
-def _until(batches: Iterable[Batch], engine: _Engine, limit: int) -> Iterator[Batch]:
-    """Batches, none of them drawn in vain once there are enough examples."""
-    for batch in batches:
-        yield batch
-        if engine.examples >= limit:
-            return
-
-
-def _unpack(batch: Batch, parameter: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs by keyword (a lone positional one under the empty name) and labels, on the model's device."""
-    if isinstance(batch, Mapping):
-        if "labels" not in batch:
-            raise ValueError(f"diagonal_fisher: a batch has no 'labels', only {', '.join(map(str, batch))}")
-        inputs = {key: value for key, value in batch.items() if key != "labels" and isinstance(value, Tensor)}
-        labels = batch["labels"]
-    else:
-        inputs, labels = {"": batch[0]}, batch[1]
-    moved = {key: value.to(parameter.device) for key, value in inputs.items()}
-    if parameter.dtype == torch.float64:
-        moved = {k: v.double() if v.is_floating_point() else v for k, v in moved.items()}
-    return moved, labels
-
-
-def _logits(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
-    outputs = model(inputs[""]) if "" in inputs else model(**inputs)
-    if isinstance(outputs, Tensor):
-        return outputs
-    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
-
-
-@contextmanager
-def deterministic() -> Iterator[None]:
-    """Deterministic kernels where torch has a choice (adding rows to a table on a GPU)."""
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from forgetting.fisher.capture import evaluating
-from forgetting.fisher.examples import Examples
+from forgetting.fisher.engine import Draw, Engine, logits
+from forgetting.fisher.examples import Examples, examples_of
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -33,33 +35,56 @@ def single_examples(
         yield {key: value[row : row + 1, part] for key, value in per_token.items()}, labels[row : row + 1, part]
 
 
-def gradient_squares(
-    totals: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], logits: Tensor, gradient: Tensor, retain: bool
-) -> None:
-    """Add the squares of the gradient that ``gradient`` at the logits gives; of a batch of one, an example's."""
-    grads = torch.autograd.grad(logits, list(parameters.values()), gradient, retain_graph=retain, allow_unused=True)
-    for name, grad in zip(parameters, grads, strict=True):
-        if grad is not None:
-            wide = grad.to(totals[name].dtype)
-            totals[name].addcmul_(wide, wide)
+class Autograd(Engine):
+    """Ordinary gradients, squared: of one example at a time (the oracle), or of a batch's mean (``batched``).
 
+    Args:
+        model: In eval mode meanwhile, with no gradients but those of ``parameters``.
+        parameters: By name.
+        totals: Has the squares added.
+        draw, shift: See Engine.
+    """
 
-class Gradients:
-    """A model whose ``parameters``, and no others, require gradients while it is entered; in eval mode."""
+    def __init__(
+        self, model: nn.Module, parameters: dict[str, nn.Parameter], totals: dict[str, Tensor], draw: Draw, shift: bool
+    ) -> None:
+        super().__init__(draw, shift)
+        self.model, self.parameters, self.totals = model, parameters, totals
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.model, self.parameters = model, parameters
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """See Engine."""
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        chosen = {id(parameter) for parameter in self.parameters.values()}
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(id(parameter) in chosen)
+            with evaluating(self.model):
+                yield
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
 
-    def __enter__(self) -> Gradients:
-        self._flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        chosen = {id(p) for p in self.parameters.values()}
-        for parameter, _ in self._flags:
-            parameter.requires_grad_(id(parameter) in chosen)
-        self._mode = evaluating(self.model)
-        self._mode.__enter__()
-        return self
+    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
+        """See Engine."""
+        examples = examples_of(inputs, labels, self.shift)
+        if self.draw.estimator == "batched":
+            self._add(inputs, labels, examples, limit)
+            return
+        before = self.examples
+        for single, its_labels in single_examples(inputs, labels, examples):
+            left = None if limit is None else limit - (self.examples - before)
+            self._add(single, its_labels, Examples(1), left)
 
-    def __exit__(self, *error: object) -> None:
-        self._mode.__exit__(None, None, None)
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
+    def _add(self, inputs: dict[str, Tensor], labels: Tensor, examples: Examples, limit: int | None) -> None:
+        targets = self.targets(labels, examples, limit)
+        if targets is None:
+            return
+        scale = 1 / targets.examples if self.draw.estimator == "batched" else 1.0
+        output = logits(self.model, inputs)
+        parameters = list(self.parameters.values())
+        for gradient, more in self.draw.backwards(targets, output):
+            grads = torch.autograd.grad(output, parameters, gradient * scale, retain_graph=more, allow_unused=True)
+            for total, grad in zip(self.totals.values(), grads, strict=True):
+                if grad is not None:
+                    total.addcmul_(grad.to(total.dtype), grad.to(total.dtype))

@@ -1,0 +1,153 @@
+"""The loop over batches that every Fisher computation shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forgetting.fisher.capture import Capture
+from forgetting.fisher.estimators import Estimator, Targets
+from forgetting.fisher.examples import Examples, examples_of
+
+Batch = Mapping[str, Tensor] | Sequence[Tensor]
+Progress = Callable[[int, "int | None"], None]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Whose labels: see ``diagonal_fisher``."""
+
+    estimator: Estimator
+    samples: int
+    generator: torch.Generator | None
+
+    def backwards(self, targets: Targets, logits: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Yield gradients at the logits, and whether another one follows."""
+        gradients = targets.output_gradients(logits, self.estimator, self.samples, self.generator)
+        upcoming = next(gradients, None)
+        while upcoming is not None:
+            gradient, upcoming = upcoming, next(gradients, None)
+            yield gradient, upcoming is not None
+
+
+class Engine(ABC):
+    """Takes batches, and counts.
+
+    Attributes:
+        examples, tokens: Examples with a predicted label, and predicted labels, so far.
+        units: Batches with any.
+    """
+
+    def __init__(self, draw: Draw, shift: bool) -> None:
+        self.draw, self.shift = draw, shift
+        self.examples = self.tokens = self.units = 0
+
+    @abstractmethod
+    def context(self) -> AbstractContextManager[Any]:
+        """What the model is put into meanwhile."""
+
+    @abstractmethod
+    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
+        """Take a batch, or the first ``limit`` examples of it that have a predicted label."""
+
+    def run(
+        self, batches: Iterable[Batch], parameter: Tensor, max_examples: int | None, progress: Progress | None
+    ) -> None:
+        """Take all batches; of ``max_examples`` only those that are needed are drawn.
+
+        Raises:
+            ValueError: if no example has a predicted label.
+        """
+        total = len(batches) if isinstance(batches, Sized) else None
+        with self.context(), torch.enable_grad(), _deterministic():
+            for done, batch in enumerate(self._until(batches, max_examples), start=1):
+                inputs, labels = _unpack(batch, parameter)
+                self.add(inputs, labels, None if max_examples is None else max_examples - self.examples)
+                if progress is not None:
+                    progress(*((done, total) if max_examples is None else (self.examples, max_examples)))
+        if not self.examples:
+            raise ValueError("diagonal_fisher: no example has a predicted label (all labels are -100)")
+
+    def _until(self, batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            if limit is not None and self.examples >= limit:
+                return
+
+    def targets(self, labels: Tensor, examples: Examples, limit: int | None) -> Targets | None:
+        """What a batch predicts, counted; ``None`` if that is nothing."""
+        targets = Targets(labels, examples, self.shift)
+        if limit is not None:
+            targets.keep_first(limit)
+        self.examples += targets.examples
+        self.tokens += targets.tokens
+        self.units += targets.examples > 0
+        return targets if targets.examples else None
+
+
+class Captured(Engine):
+    """One backward pass for all examples of a batch, whose uses of parameters go to the capture's sink."""
+
+    def __init__(self, capture: Capture, draw: Draw, shift: bool) -> None:
+        super().__init__(draw, shift)
+        self.capture = capture
+
+    def context(self) -> AbstractContextManager[Any]:
+        """See Engine."""
+        return self.capture
+
+    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
+        """See Engine."""
+        examples = examples_of(inputs, labels, self.shift)
+        targets = self.targets(labels, examples, limit)
+        if targets is None:
+            return
+        examples = replace(examples, positionwise=self.draw.estimator == "positionwise")
+        output = logits(lambda *args, **kwargs: self.capture.forward(examples, *args, **kwargs), inputs)
+        for gradient, more in self.draw.backwards(targets, output):
+            self.capture.backward(output, gradient, retain_graph=more)
+
+
+def logits(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
+    """What a model predicts: ``logits`` of its output, the first of a tuple, or the tensor that it is."""
+    outputs = model(inputs[""]) if "" in inputs else model(**inputs)
+    if isinstance(outputs, Tensor):
+        return outputs
+    found = outputs.logits if hasattr(outputs, "logits") else outputs[0]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _unpack(batch: Batch, parameter: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs by keyword (a lone positional one under the empty name) and labels, on the model's device."""
+    if isinstance(batch, Mapping):
+        if "labels" not in batch:
+            raise ValueError(f"diagonal_fisher: a batch has no 'labels', only {', '.join(map(str, batch))}")
+        inputs = {key: value for key, value in batch.items() if key != "labels" and isinstance(value, Tensor)}
+        labels = batch["labels"]
+    else:
+        inputs, labels = {"": batch[0]}, batch[1]
+    moved = {key: value.to(parameter.device) for key, value in inputs.items()}
+    if parameter.dtype == torch.float64:
+        moved = {key: value.double() if value.is_floating_point() else value for key, value in moved.items()}
+    return moved, labels
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic kernels where torch has a choice (adding rows to a table on a GPU)."""
+    before, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
