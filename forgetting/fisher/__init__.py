@@ -1,7 +1,18 @@
-"""Fisher information of a model's parameters; needs only torch."""
+"""Fisher information of a model's parameters, and penalties made of it; needs only torch."""
 
 from forgetting.fisher.capture import NoRule
 from forgetting.fisher.diagonal import diagonal_fisher
+from forgetting.fisher.kronecker import KroneckerFisher, kfac_fisher
+from forgetting.fisher.penalty import DiagonalPenalty, KroneckerPenalty, raw_strength
 from forgetting.fisher.storage import DiagonalFisher
 
-__all__ = ["DiagonalFisher", "NoRule", "diagonal_fisher"]
+__all__ = [
+    "DiagonalFisher",
+    "DiagonalPenalty",
+    "KroneckerFisher",
+    "KroneckerPenalty",
+    "NoRule",
+    "diagonal_fisher",
+    "kfac_fisher",
+    "raw_strength",
+]

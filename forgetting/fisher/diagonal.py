@@ -72,7 +72,7 @@ def diagonal_fisher(
         NoRule: (a ValueError) if a parameter's layer has no rule; the parameter is named.
         ValueError: if an argument is out of range, no parameter is chosen, or no example has a predicted label.
     """
-    _check(estimator, samples, max_examples, backend)
+    check_arguments(estimator, samples, max_examples, backend)
     if backend == "reference":
         model, accumulate_dtype = in_float64(model), torch.float64
     chosen = select_parameters(model, parameters)
@@ -117,7 +117,8 @@ def product_squares(backend: Backend, device: torch.device) -> ProductSquares:
     return triton_product_squares
 
 
-def _check(estimator: str, samples: int, max_examples: int | None, backend: str) -> None:
+def check_arguments(estimator: str, samples: int, max_examples: int | None, backend: str) -> None:
+    """Raise ValueError, naming it, if an argument is out of range."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: {estimator!r} is none of {', '.join(ESTIMATORS)}")
     if backend not in BACKENDS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forgetting.errors import UsageError
 from forgetting.mitigations.base import Mitigation, Options, RunContext
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from forgetting.fisher import DiagonalPenalty, KroneckerPenalty
     from forgetting.tasks.task import Task
 
 
@@ -21,27 +22,55 @@ class EWCOptions(Options):
     """Options of ewc."""
 
     strength: float = Field(default=1000.0, ge=0, description="λ, of the mean per-sequence Fisher; 0 switches it off")
-    estimator: Literal["sample", "empirical"] = Field(
-        default="sample", description="sample: labels drawn from the model; empirical: observed labels"
+    convention: Literal["mean", "van_de_ven", "kirkpatrick", "avalanche"] = Field(
+        default="mean", description="whose λ the strength is; others are converted (forgetting.fisher.penalty)"
     )
+    mode: Literal["separate", "online", "kfac"] = Field(
+        default="separate",
+        description="separate: the sum of all penalties; online: around the latest weights; kfac: in eigenbases",
+    )
+    decay: float = Field(default=1.0, gt=0, le=1, description="of the earlier Fisher information, with mode=online")
+    update: Literal["implicit", "gradient"] = Field(
+        default="implicit",
+        description="implicit: a step stable at any λ; gradient: added to the loss's, as in the paper",
+    )
+    estimator: Literal["sample", "empirical", "batched", "positionwise"] = Field(
+        default="sample",
+        description="sample: labels drawn from the model; empirical: observed labels; batched, positionwise: "
+        "approximations of the literature",
+    )
+    samples: int = Field(default=1, ge=1, description="draws per sequence, with estimator=sample")
     examples: int = Field(default=128, ge=1, description="sequences for each Fisher")
     tasks: bool = Field(default=True, description="protect learned tasks too, not only the pretrained state")
+
+    @model_validator(mode="after")
+    def _used(self) -> EWCOptions:
+        """No option is accepted and then ignored."""
+        if self.decay < 1 and self.mode != "online":
+            raise ValueError(f"decay={self.decay:g} needs mode=online")
+        if self.samples > 1 and self.estimator != "sample":
+            raise ValueError(f"samples={self.samples} needs estimator=sample")
+        if self.mode == "kfac" and self.estimator not in ("sample", "empirical"):
+            raise ValueError(f"mode=kfac needs estimator=sample or empirical, not {self.estimator}")
+        return self
 
 
 class EWC(Mitigation[EWCOptions]):
     """A quadratic penalty around the pretrained weights and every learned task's, weighted by their Fisher.
 
-    All penalties are one quadratic, kept as Σ F_i and Σ F_i θ_i: memory and time per step do not grow with the
-    number of tasks. It is applied after the optimizer's step as an implicit (proximal) step of length η, the
-    current learning rate, like AdamW's decoupled weight decay: it is stable at any strength, and as
-    λ → ∞ the weights with F > 0 do not move. Through Adam's preconditioner, an explicit penalty gradient would
-    lose its scale.
+    All diagonal penalties are one quadratic: memory and time per step do not grow with the number of tasks. By
+    default it is applied after the optimizer's step as an implicit (proximal) step of length η, the current learning
+    rate, like AdamW's decoupled weight decay: it is stable at any strength, and as λ → ∞ the weights with F > 0 do
+    not move. Through Adam's preconditioner, the penalty's gradient loses its scale.
     """
 
     summary: ClassVar[str] = "quadratic penalty weighted by the Fisher information; the pretrained state is task 0"
-    paper: ClassVar[str] = "Kirkpatrick et al. 2017, arXiv 1612.00796; van de Ven 2025, arXiv 2502.11756"
-    equation: ClassVar[str] = "θ ← argmin_u ‖u − θ‖² / 2η + λ/2 Σ_i Σ_k F_i,k (u_k − θ_i,k)²"
-    cost: ClassVar[str] = "2 floats per trained parameter; one backward per Fisher sequence and task"
+    paper: ClassVar[str] = (
+        "Kirkpatrick et al. 2017, arXiv 1612.00796; Schwarz et al. 2018, arXiv 1805.06370; van de Ven 2025, "
+        "arXiv 2502.11756"
+    )
+    equation: ClassVar[str] = "θ ← argmin_u ‖u − θ‖² / 2η + λ/2 Σ_i (u − θ_i)ᵀ F_i (u − θ_i)"
+    cost: ClassVar[str] = "2 floats per trained parameter; about a training step per batch of Fisher sequences and task"
     Options: ClassVar[type[Options]] = EWCOptions
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
 
@@ -57,55 +86,82 @@ class EWC(Mitigation[EWCOptions]):
             if part.options.merge:
                 raise UsageError("mitigation 'ewc': needs an adapter that lasts; write lora:merge=false+ewc")
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Every trained parameter has a rule."""
+        from forgetting.fisher import NoRule
+        from forgetting.fisher.capture import Capture, select_parameters
+
+        if self.options.strength > 0 and self.options.estimator != "batched":
+            try:
+                Capture(model, select_parameters(model, None), lambda name, uses: None)
+            except NoRule as error:
+                raise UsageError(f"mitigation 'ewc': {error}") from None
+
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Consolidate the pretrained state, on pretraining text."""
+        from forgetting import fisher
+
         super().setup(model, context)
-        self._fisher: dict[str, torch.Tensor] = {}
-        self._anchor: dict[str, torch.Tensor] = {}
+        online = self.options.mode == "online"
+        self.penalty: DiagonalPenalty | KroneckerPenalty = (
+            fisher.KroneckerPenalty()
+            if self.options.mode == "kfac"
+            else fisher.DiagonalPenalty(online=online, decay=self.options.decay)
+        )
         self._consolidated = 0
+        self._strength = self.options.strength
         if self.options.strength > 0:
             self._consolidate(model, context.encode_text(context.pretraining.train[: self.options.examples]))
         return model
 
     def _consolidate(self, model: PreTrainedModel, features: list[dict[str, Any]]) -> None:
-        """Add F and Fθ of the present weights to the sums."""
+        """Protect the present weights."""
         import torch
 
-        from forgetting.fisher import diagonal_fisher
+        from forgetting.fisher import KroneckerPenalty, diagonal_fisher, kfac_fisher
         from forgetting.trainer import padded_batches
 
-        generator = torch.Generator().manual_seed(self.context.seed * 1000 + self._consolidated)
-        fisher = diagonal_fisher(
-            model,
-            padded_batches(features, self.context.tokenizer, self.context.training.batch_size),
-            estimator=self.options.estimator,
-            max_examples=self.options.examples,
-            generator=generator,
-        )
+        batches = padded_batches(features, self.context.tokenizer, self.context.training.batch_size)
+        draw: dict[str, Any] = {
+            "samples": self.options.samples,
+            "max_examples": self.options.examples,
+            "generator": torch.Generator().manual_seed(self.context.seed * 1000 + self._consolidated),
+        }
         parameters = dict(model.named_parameters())
-        for name, value in fisher.values.items():
-            weighted = value * parameters[name].detach()
-            if name in self._fisher:
-                self._fisher[name] += value
-                self._anchor[name] += weighted
-            else:
-                self._fisher[name], self._anchor[name] = value, weighted
+        if isinstance(self.penalty, KroneckerPenalty):
+            kronecker = kfac_fisher(model, batches, estimator=self.options.estimator, **draw)
+            self.penalty.consolidate(kronecker, parameters)
+        else:
+            fisher = diagonal_fisher(model, batches, estimator=self.options.estimator, **draw)
+            self.penalty.consolidate(fisher, parameters)
         self._consolidated += 1
 
-    def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
-        """θ ← (θ + ηλ ΣF_iθ_i) / (1 + ηλ ΣF_i), elementwise and exact."""
-        import torch
+    def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
+        """Convert the strength: other conventions depend on the task's size."""
+        from forgetting.fisher import raw_strength
+        from forgetting.tasks.encode import IGNORED
 
-        if not self._fisher or learning_rate == 0:
-            return
-        scale = learning_rate * self.options.strength
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad and name in self._fisher}
-        with torch.no_grad():
-            weights = [p.data for p in named.values()]
-            denominator = torch._foreach_mul([self._fisher[name] for name in named], scale)
-            torch._foreach_add_(denominator, 1.0)
-            torch._foreach_add_(weights, [self._anchor[name] for name in named], alpha=scale)
-            torch._foreach_div_(weights, denominator)
+        if self.options.convention != "mean":
+            features = self.context.encode_task(task)
+            predicted = sum(label != IGNORED for feature in features for label in feature["labels"][1:])
+            self._strength = raw_strength(
+                self.options.strength,
+                self.options.convention,
+                tokens=predicted / len(features),
+                examples=len(features),
+                fisher_examples=self.options.examples,
+            )
+        return model
+
+    def after_backward(self, model: PreTrainedModel) -> None:
+        """Add the penalty's gradient, where that is asked for."""
+        if self.options.update == "gradient":
+            self.penalty.add_gradient(dict(model.named_parameters()), self._strength)
+
+    def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
+        """Take the implicit step."""
+        if self.options.update == "implicit":
+            self.penalty.step(dict(model.named_parameters()), learning_rate * self._strength)
 
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Consolidate the task."""
@@ -119,20 +175,20 @@ class EWC(Mitigation[EWCOptions]):
         return model
 
     def stored_floats(self) -> int:
-        """Two per protected parameter."""
-        return sum(value.numel() for value in (*self._fisher.values(), *self._anchor.values()))
+        """Two per protected parameter; with ``mode=kfac``, bases, eigenvalues and weights per task."""
+        return self.penalty.stored_floats()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The two sums and their number of terms."""
+        """The penalty, and how many states it protects."""
         import torch
 
-        state = {"consolidated": torch.tensor(self._consolidated)}
-        state |= {f"fisher.{name}": value for name, value in self._fisher.items()}
-        return state | {f"anchor.{name}": value for name, value in self._anchor.items()}
+        return {"consolidated": torch.tensor(self._consolidated)} | {
+            f"penalty.{key}": value for key, value in self.penalty.state_dict().items()
+        }
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Restore."""
         self._consolidated = int(state["consolidated"])
-        for prefix, target in (("fisher.", self._fisher), ("anchor.", self._anchor)):
-            target.clear()
-            target.update({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        self.penalty.load_state_dict(
+            {key.removeprefix("penalty."): value for key, value in state.items() if key.startswith("penalty.")}
+        )

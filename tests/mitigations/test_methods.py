@@ -10,7 +10,6 @@ import torch
 
 from forgetting.errors import UsageError
 from forgetting.mitigations import build_mitigation
-from forgetting.mitigations.ewc import EWC
 from forgetting.mitigations.replay import Replay
 from forgetting.tasks.encode import ExampleDataset
 from forgetting.trainer import training_arguments
@@ -63,33 +62,42 @@ def test_freeze_after_lora_freezes_adapters_of_each_task(tmp_path: Path) -> None
     assert any(p.requires_grad for name, p in model.named_parameters() if ".layers.1." in name)
 
 
-def test_ewc_step_minimises_the_proximal_objective() -> None:
-    """u = argmin ‖u − θ‖²/2η + λ/2 Σ_i F_i (u − θ_i)², against a float64 solution."""
-    ewc = EWC(EWC.Options(strength=50.0))  # type: ignore[arg-type]
-    model = torch.nn.Linear(3, 2, bias=False)
-    fishers = [torch.rand(2, 3), torch.rand(2, 3)]
-    anchors = [torch.randn(2, 3), torch.randn(2, 3)]
-    ewc._fisher = {"weight": fishers[0] + fishers[1]}
-    ewc._anchor = {"weight": fishers[0] * anchors[0] + fishers[1] * anchors[1]}
-    theta = model.weight.detach().double().clone()
-    ewc.after_step(model, learning_rate=0.01)  # type: ignore[arg-type]
-    u = model.weight.detach().double()
-    gradient = (u - theta) / 0.01 + 50 * sum(
-        f.double() * (u - a.double()) for f, a in zip(fishers, anchors, strict=True)
-    )
-    assert gradient.abs().max() < 1e-4
-
-
 def test_ewc_at_infinite_strength_does_not_move_what_has_fisher(tmp_path: Path) -> None:
     base = weights(tiny_llama())
     mitigation = build_mitigation("ewc:strength=1e14,examples=16,tasks=false")
     model = mitigation.setup(tiny_llama(), context())
-    protected = {name: value > 1e-6 for name, value in mitigation._fisher.items()}  # type: ignore[attr-defined]
+    protected = {name: value > 1e-6 for name, value in mitigation.penalty.fisher.items()}  # type: ignore[attr-defined]
     model, _ = train_one(model, mitigation, 0, tmp_path)
     naive = weights(run("naive", tmp_path, tasks=[0])[0])
     for name, value in weights(model).items():
         moved, naive_moved = (value - base[name]).abs(), (naive[name] - base[name]).abs()
         assert moved[protected[name]].max() < 2e-3 * naive_moved[protected[name]].max()
+
+
+@pytest.mark.parametrize("options", ["mode=online,decay=0.5", "mode=kfac", "update=gradient", "convention=avalanche"])
+def test_every_form_of_ewc_keeps_more_than_naive(options: str, tmp_path: Path) -> None:
+    base, naive = weights(tiny_llama()), weights(run("naive", tmp_path)[0])
+    after = weights(run(f"ewc:strength=1e6,examples=16,{options}", tmp_path)[0])
+    moved, naive_moved = (
+        sum(float((value - base[name]).norm() ** 2) for name, value in run.items()) for run in (after, naive)
+    )
+    assert 0 < moved < 0.8 * naive_moved
+
+
+def test_ewc_converts_another_conventions_strength_for_each_task(tmp_path: Path) -> None:
+    mitigation = build_mitigation("ewc:strength=30,examples=4,convention=kirkpatrick")
+    model = mitigation.setup(tiny_llama(), context())
+    mitigation.before_task(model, TASKS[0])
+    # 16 examples of two predicted tokens each (the word, and the end); the Fisher information is of 4.
+    assert mitigation._strength == pytest.approx(30 * 4 / (2 * 16))  # type: ignore[attr-defined]
+
+
+def test_ewc_names_parameters_that_have_no_rule() -> None:
+    model = tiny_llama()
+    model.model.layers[0].self_attn.scale = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(UsageError, match=r"mitigation 'ewc': .*no rule for model\.layers\.0\.self_attn\.scale"):
+        build_mitigation("ewc").check_model(model)
+    build_mitigation("ewc:strength=0").check_model(model)
 
 
 def test_ewc_leaves_what_is_frozen_alone_in_either_order(tmp_path: Path) -> None:
