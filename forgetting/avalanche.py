@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from forgetting.fisher.engine import Batch
+    from forgetting.fisher.estimators import Estimator
+    from forgetting.fisher.penalty import Convention
 
 BufferPolicy = Literal["reservoir", "balanced"]
 
@@ -36,3 +42,108 @@ def replay_buffer(sizes: list[int], *, capacity: int, policy: BufferPolicy, seed
             buffer.post_adapt(None, SimpleNamespace(dataset=dataset))
     kept = buffer.buffer
     return [(int(kept[i][0]), int(kept[i][1])) for i in range(len(kept))]
+
+
+class EWCPlugin:
+    """EWC for Avalanche's strategies, with an exact per-example Fisher and the pretrained state protected.
+
+    A drop-in for ``avalanche.training.plugins.EWCPlugin``, whose importances are squared gradients of batch means and
+    which protects nothing of what came before its first experience. Give it to any strategy on classes
+    (``SupervisedTemplate(..., plugins=[EWCPlugin(100.0, pretraining=batches)])``); Avalanche dispatches by the
+    callbacks' names, so it needs no base class of theirs.
+
+    Args:
+        strength: λ, see ``forgetting.fisher.penalty``.
+        convention: Whose λ it is; ``avalanche`` for one that was tuned with Avalanche's plugin.
+        pretraining: Batches like those of pretraining, on which the state before the first experience is protected;
+            nothing is where not given.
+        mode: ``separate`` or ``online``.
+        decay: Of the earlier Fisher information, for ``online``.
+        update: ``implicit``: a step after the optimizer's that is stable at any strength; ``gradient``: added to the
+            loss's gradient, as Avalanche's penalty is.
+        estimator: See ``forgetting.fisher.diagonal_fisher``.
+        samples: Draws per example, for ``sample``.
+        max_examples: Of each experience.
+        seed: Of the drawn labels.
+
+    Raises:
+        ValueError: for a strength below 0, or a decay without ``online``.
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        *,
+        convention: Convention = "mean",
+        pretraining: Iterable[Batch] | None = None,
+        mode: Literal["separate", "online"] = "separate",
+        decay: float = 1.0,
+        update: Literal["implicit", "gradient"] = "implicit",
+        estimator: Estimator = "exact",
+        samples: int = 1,
+        max_examples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        from forgetting.fisher import DiagonalPenalty
+
+        if strength < 0:
+            raise ValueError(f"strength: {strength} is negative")
+        if decay < 1 and mode != "online":
+            raise ValueError(f"decay: {decay} needs mode='online'")
+        self.strength, self.convention, self.update = strength, convention, update
+        self.estimator, self.samples, self.max_examples, self.seed = estimator, samples, max_examples, seed
+        self.pretraining = pretraining
+        self.penalty = DiagonalPenalty(online=mode == "online", decay=decay)
+        self._consolidated = 0
+        self._scale = strength
+
+    def _consolidate(self, strategy: Any, batches: Iterable[Batch]) -> None:
+        import torch
+
+        from forgetting.fisher import diagonal_fisher
+
+        fisher = diagonal_fisher(
+            strategy.model,
+            batches,
+            estimator=self.estimator,
+            samples=self.samples,
+            max_examples=self.max_examples,
+            generator=torch.Generator().manual_seed(self.seed * 1000 + self._consolidated),
+        )
+        self.penalty.consolidate(fisher, dict(strategy.model.named_parameters()))
+        self._consolidated += 1
+
+    def before_training_exp(self, strategy: Any, **_: Any) -> None:
+        """Protect the pretrained state, before the first experience; convert the strength for each."""
+        from forgetting.fisher import raw_strength
+
+        if self.pretraining is not None and self._consolidated == 0:
+            self._consolidate(strategy, self.pretraining)
+        examples = len(strategy.experience.dataset)
+        protected = min(examples, self.max_examples or examples)
+        self._scale = raw_strength(self.strength, self.convention, examples=examples, fisher_examples=protected)
+
+    def after_backward(self, strategy: Any, **_: Any) -> None:
+        """Add the penalty's gradient, where that is asked for."""
+        if self.update == "gradient":
+            self.penalty.add_gradient(dict(strategy.model.named_parameters()), self._scale)
+
+    def after_update(self, strategy: Any, **_: Any) -> None:
+        """Take the implicit step, as long as the optimizer's."""
+        if self.update == "implicit":
+            rate = strategy.optimizer.param_groups[0]["lr"]
+            self.penalty.step(dict(strategy.model.named_parameters()), rate * self._scale)
+
+    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+        """Protect what the experience taught."""
+        import torch
+        from torch.utils.data import DataLoader
+
+        dataset = strategy.experience.dataset
+        loader = DataLoader(
+            dataset,
+            batch_size=strategy.train_mb_size,
+            collate_fn=getattr(dataset, "collate_fn", None),
+            generator=torch.Generator(),  # else it would draw from the one that shuffles the strategy's batches
+        )
+        self._consolidate(strategy, loader)

@@ -204,6 +204,52 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -
     print_outcome(folder, write_report(folder))
 
 
+@app.command()
+def fisher(
+    model: Annotated[str, typer.Argument(help="micro, a transformers folder, or a hub id.")],
+    data: Annotated[
+        str,
+        typer.Option(help="JSONL with prompt and completion, or text: a file, micro, or a hub data set."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write (safetensors).")],
+    estimator: Annotated[
+        str, typer.Option(help="sample, empirical, exact, or the approximations batched and positionwise.")
+    ] = "sample",
+    samples: Annotated[int, typer.Option(min=1, help="Draws per example, with sample.")] = 1,
+    parameters: Annotated[list[str] | None, typer.Option(help="Names, or patterns with *; repeatable.")] = None,
+    max_examples: Annotated[int, typer.Option(min=1, help="Examples averaged over.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch; the result does not depend on it.")] = 8,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens per example.")] = 256,
+    backend: Annotated[str, typer.Option(help="auto, torch, triton, or reference (slow, any layer).")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawn labels.")] = 0,
+    summary: Annotated[bool, typer.Option("--summary", help="Print and plot importance per layer and kind.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that came with the model run. Dangerous.")
+    ] = False,
+) -> None:
+    """Compute the diagonal Fisher information of a model's parameters on data."""
+    from forgetting.importance import fisher_file, print_summary
+
+    found = fisher_file(
+        model,
+        data,
+        output,
+        estimator=estimator,
+        samples=samples,
+        parameters=parameters,
+        max_examples=max_examples,
+        batch_size=batch_size,
+        max_length=max_length,
+        backend=backend,
+        device=device,
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+    )
+    if summary:
+        print_summary(found, output)
+
+
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="mitigations, sequences, suites or models")]) -> None:
     """List what can be named in a study."""

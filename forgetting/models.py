@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from forgetting.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -158,6 +159,23 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).eval()
     return LoadedModel(name=name, model=model, tokenizer=tokenizer)
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the device of that name.
+
+    Raises:
+        UsageError: if it is not one, or not here.
+    """
+    import torch
+
+    try:
+        target = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device: {name!r} is not a device; give 'cpu', 'cuda' or 'cuda:N'") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device: {name!r} was asked for, but no CUDA device is available; give 'cpu'")
+    return target
 
 
 def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

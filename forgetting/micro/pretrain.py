@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+    from forgetting.models import torch_device
+
 ModelSize = Literal["300k", "1M", "4M"]
 SIZES: dict[str, dict[str, int]] = {
     "300k": {"hidden_size": 80, "intermediate_size": 224, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -91,7 +93,7 @@ def pretrain(
         raise UsageError(f"seed: {seed} is negative; give a whole number from 0 on")
     if model_size not in SIZES:
         raise UsageError(f"model_size: {model_size!r} is not a size{did_you_mean(model_size, SIZES)}")
-    target = _device(device)
+    target = torch_device(device)
     console = Console(stderr=True)
     started = time.monotonic()
 
@@ -146,18 +148,6 @@ def pretrain(
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(_card(result, batch_size, context, learning_rate), encoding="utf-8")
     return result
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        target = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device: {name!r} is not a device; give 'cpu', 'cuda' or 'cuda:N'") from None
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device: {name!r} was asked for, but no CUDA device is available; give 'cpu'")
-    return target
 
 
 def _model(tokenizer: PreTrainedTokenizerBase, size: str) -> LlamaForCausalLM:

@@ -79,7 +79,7 @@ def load_pretraining(
             found = _cached_samples(config, wanted, model, tokenizer, cache_dir, notes)
             notes["sampled_from"] = f"{model_name}, temperature 1, at most {config.max_length} tokens"
         else:
-            found = _read_source(source, "pretraining.source", wanted * 4)
+            found = read_documents(source, "pretraining.source", wanted * 4)
         train, validation, held_out = _split(found, config, source, notes)
     columns = {OWN: held_out}
     used = {*train, *validation}
@@ -141,7 +141,12 @@ def _held_out(
     return kept[: config.held_out_documents]
 
 
-def _read_source(source: str, where: str, limit: int) -> list[str]:
+def read_documents(source: str, where: str, limit: int) -> list[str]:
+    """Documents of a text or JSONL file, or the first ``limit`` of a hub data set.
+
+    Raises:
+        UsageError: naming ``where`` and what would be valid.
+    """
     path = Path(source).expanduser()
     looks_like_file = source.startswith((".", "/", "~")) or path.suffix in (".txt", ".text", ".md", ".jsonl")
     if path.is_file() or (looks_like_file and not path.is_dir()):
