@@ -1,0 +1,376 @@
+"""What does an exact diagonal Fisher cost, in units of one training step? Ours and its peers, on this machine.
+
+Command (peers that are not installed are left out, and said to be)::
+
+    pip install backpack-for-pytorch==1.7.1 opacus==1.6.0
+    python experiments/benchmarks/fisher.py
+
+In one process, the same batch for all, interleaved, median over the repeats of the ratio to a plain forward and
+backward pass of the same repeat (1.00: transformers' loss, gradients of all parameters). Empirical Fisher information
+of every parameter, unit: the sequence. Exact are, besides ours (backend ``torch``):
+
+- ``loop``: one example at a time, autograd, squares added;
+- ``vmap``: ``torch.func``: per-sample gradients of the functional model, squared;
+- ``einsum``: our capture, but per-sample gradients of matrices materialised by einsum;
+- ``opacus``: GradSampleModule, squares of ``grad_sample``; it has no rule for transformers' RMSNorm and leaves those
+  weights out, and for tied weights it adds the squares of both uses: no cross terms;
+- ``backpack``: SumGradSquared of the Linear layers only: it has no rule for attention's arithmetic, embeddings of
+  transformers' models or their norms, so that its price is a lower bound.
+
+Not exact: ``avalanche``, the importances of its EWCPlugin (squares of batch means). Errors are relative to ours in
+float64: the sum over parameters of absolute differences over the sum of values. Memory is what the process's greatest
+resident size grew by in one call of a process of its own, over what plain needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from forgetting.fisher import diagonal_fisher
+from forgetting.fisher.capture import Capture, select_parameters
+from forgetting.fisher.engine import Captured, Draw
+from forgetting.fisher.uses import Product, Use, add_squares
+from forgetting.provenance import provenance
+from forgetting.results import write_atomically
+
+OUTPUT = Path(__file__).resolve().parents[2] / "results" / "benchmarks" / "fisher"
+VOCABULARY = 2048
+CELLS = {
+    "llama B16 T64": ("llama", 16, 64),
+    "llama B8 T256": ("llama", 8, 256),
+    "llama B32 T16": ("llama", 32, 16),
+    "gpt2 tied B16 T64": ("gpt2", 16, 64),
+}
+Values = dict[str, Tensor]
+Method = Callable[[nn.Module, dict[str, Tensor]], Values]
+
+
+def make(family: str) -> nn.Module:
+    """Four layers of width 256."""
+    torch.manual_seed(0)
+    if family == "gpt2":
+        gpt2 = GPT2Config(vocab_size=VOCABULARY, n_embd=256, n_layer=4, n_head=4, n_positions=256, use_cache=False)
+        return GPT2LMHeadModel(gpt2).eval()
+    llama = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(llama).eval()
+
+
+def batch_of(rows: int, length: int) -> dict[str, Tensor]:
+    """Random tokens; every one is predicted but the first."""
+    ids = torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over all predicted tokens."""
+    return -functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+
+
+def plain(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """A training step's forward and backward pass."""
+    model.zero_grad(set_to_none=True)
+    model(**batch).loss.backward()
+    return {}
+
+
+def ours(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """What this package does."""
+    return diagonal_fisher(model, [batch], estimator="empirical", backend="torch").values
+
+
+def loop(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """Batch size 1."""
+    named = dict(model.named_parameters())
+    totals = {name: torch.zeros_like(p) for name, p in named.items()}
+    for ids in batch["input_ids"].split(1):
+        grads = torch.autograd.grad(log_likelihood(model(input_ids=ids).logits, ids), list(named.values()))
+        for total, grad in zip(totals.values(), grads, strict=True):
+            total.addcmul_(grad, grad)
+    return {name: total.div_(len(batch["input_ids"])) for name, total in totals.items()}
+
+
+def vmap(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """torch.func, all examples at once."""
+    named = {name: p.detach() for name, p in model.named_parameters()}
+
+    def one(parameters: Values, ids: Tensor) -> Tensor:
+        logits = torch.func.functional_call(model, parameters, kwargs={"input_ids": ids[None]}).logits
+        return log_likelihood(logits, ids[None])
+
+    per_sample = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0), randomness="same")(named, batch["input_ids"])
+    return {name: value.square().mean(0) for name, value in per_sample.items()}
+
+
+def einsum(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """Per-sample gradients of matrices, materialised."""
+    chosen = select_parameters(model, None)
+    totals = {name: torch.zeros_like(p) for name, p in chosen.items()}
+
+    def products(total: Tensor, uses: Sequence[Product]) -> None:
+        (use,) = uses
+        rows = len(use.spans)
+        G, A = use.G.view(rows, -1, use.G.shape[1]), use.A.view(rows, -1, use.A.shape[1])
+        total += torch.einsum("bto,bti->boi", G, A).square().sum(0)
+
+    def sink(name: str, uses: list[Use]) -> None:
+        add_squares(totals[name], uses, products)
+
+    engine = Captured(Capture(model, chosen, sink), Draw("empirical", 1, None), shift=True)
+    engine.run([batch], next(iter(chosen.values())), None, None)
+    return {name: total.div_(engine.examples) for name, total in totals.items()}
+
+
+def opacus(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """Opacus' per-sample gradients."""
+    from opacus import GradSampleModule
+
+    ruled = {id(p) for m in model.modules() if type(m).__name__.endswith("RMSNorm") for p in m.parameters()}
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(id(parameter) not in ruled)
+    wrapped = GradSampleModule(model, loss_reduction="sum", strict=False)
+    try:
+        log_likelihood(wrapped(input_ids=batch["input_ids"]).logits, batch["labels"]).backward()
+        values = {}
+        for name, parameter in model.named_parameters():
+            samples = getattr(parameter, "grad_sample", None)
+            if samples is not None:
+                parts = samples if isinstance(samples, list) else [samples]
+                values[name] = torch.stack([part.square().mean(0) for part in parts]).sum(0)
+    finally:
+        wrapped.remove_hooks()
+        wrapped.del_grad_sample()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+    return values
+
+
+def backpack(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """BackPACK's sum of squared per-sample gradients, of Linear layers."""
+    from backpack import backpack as context
+    from backpack import extend
+    from backpack.extensions import SumGradSquared
+
+    names: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            extend(module)
+            names |= {f"{path}.{local}": p for local, p in module.named_parameters()}
+    chosen = {id(p) for p in names.values()}
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+    for parameter, _ in flags:  # without one that requires a gradient before it, a layer's inputs would not
+        parameter.requires_grad_(id(parameter) in chosen or parameter is embedding)
+    try:
+        with context(SumGradSquared()):
+            log_likelihood(model(input_ids=batch["input_ids"]).logits, batch["labels"]).backward()
+        return {name: p.sum_grad_squared / len(batch["input_ids"]) for name, p in names.items()}
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+            if hasattr(parameter, "sum_grad_squared"):
+                del parameter.sum_grad_squared
+
+
+class _Logits(nn.Module):
+    """A model whose output is the logits, as Avalanche expects."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids).logits
+
+
+def avalanche(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """The importances of Avalanche's EWCPlugin, the batch as its mini-batch."""
+    from avalanche.training.plugins import EWCPlugin
+    from torch.utils.data import TensorDataset
+
+    ids = batch["input_ids"]
+    dataset: Any = TensorDataset(ids, ids, torch.zeros(len(ids), dtype=torch.long))
+    dataset.collate_fn = None
+    wrapped = _Logits(model)
+    importances = EWCPlugin(ewc_lambda=1.0).compute_importances(
+        wrapped,
+        lambda out, y: functional.cross_entropy(out[:, :-1].flatten(0, 1), y[:, 1:].flatten()),
+        torch.optim.SGD(wrapped.parameters(), lr=0.0),
+        dataset,
+        torch.device("cpu"),
+        len(ids),
+    )
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return {name.removeprefix("model."): value.data for name, value in importances.items()}
+
+
+METHODS: dict[str, Method] = {
+    "plain": plain,
+    "ours": ours,
+    "loop": loop,
+    "vmap": vmap,
+    "einsum": einsum,
+    "opacus": opacus,
+    "backpack": backpack,
+    "avalanche": avalanche,
+}
+
+
+def error(values: Values, exact: Values) -> float | None:
+    """Σ|difference| / Σ value over the parameters that a method has."""
+    if not values:
+        return None
+    difference = sum(float((values[name].double() - exact[name]).abs().sum()) for name in values)
+    return difference / sum(float(exact[name].sum()) for name in values)
+
+
+def measure(cell: str, methods: list[str], repeats: int) -> dict[str, dict[str, float | int | None]]:
+    """Median ratio to plain, its range, and the error of every method."""
+    family, rows, length = CELLS[cell]
+    batch = batch_of(rows, length)
+    models = {name: make(family) for name in methods}  # peers leave hooks behind: a model each
+    exact = diagonal_fisher(
+        make(family).double(), [batch], estimator="empirical", accumulate_dtype=torch.float64
+    ).values
+    errors = {name: error(METHODS[name](models[name], batch), exact) for name in methods}  # also the warm-up
+    covered = {name: len(METHODS[name](models[name], batch)) for name in methods}
+    ratios: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(repeats):
+        seconds = {}
+        for name in methods:
+            begun = time.perf_counter()
+            METHODS[name](models[name], batch)
+            seconds[name] = time.perf_counter() - begun
+        for name in methods:
+            ratios[name].append(seconds[name] / seconds["plain"])
+    return {
+        name: {
+            "ratio": statistics.median(ratios[name]),
+            "lowest": min(ratios[name]),
+            "highest": max(ratios[name]),
+            "error": errors[name],
+            "parameters": covered[name] or None,
+        }
+        for name in methods
+    }
+
+
+def memory(cell: str, method: str) -> int:
+    """Bytes by which one call made this process grow at most; to be called once per process."""
+    family, rows, length = CELLS[cell]
+    model, batch = make(family), batch_of(rows, length)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    METHODS[method](model, batch)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def memory_apart(cell: str, method: str) -> int:
+    """:func:`memory` in a process of its own."""
+    command = [sys.executable, __file__, "--memory", cell, method]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def draw(results: dict[str, Any], methods: list[str]) -> None:
+    """A bar per method and cell, log scale, the plain step at 1."""
+    import pandas as pd
+    import seaborn
+
+    from forgetting.report.style import legend_below, new_canvas, save, styled
+
+    rows = [
+        {"cell": cell, "method": name, "ratio": results[cell][name]["ratio"]}
+        for cell in results
+        for name in methods
+        if name != "plain"
+    ]
+    with styled():
+        canvas = new_canvas(7.2, 3.8)
+        axes = canvas.subplots()
+        seaborn.barplot(pd.DataFrame(rows), x="cell", y="ratio", hue="method", palette="colorblind", ax=axes)
+        axes.set_yscale("log")
+        ticks = [0.5, 1, 2, 5, 10, 20]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.axhline(1.0, color="black", linewidth=1)
+        axes.set_xlabel("")
+        axes.set_ylabel("time / plain forward + backward")
+        handles, labels = axes.get_legend_handles_labels()
+        if (legend := axes.get_legend()) is not None:
+            legend.remove()
+        legend_below(canvas, handles, labels)
+        save(canvas, OUTPUT, "fisher_cpu", "Price of a diagonal Fisher", "CPU; the lower, the better")
+
+
+def table(results: dict[str, Any], methods: list[str], growth: dict[str, int]) -> str:
+    """Markdown."""
+    lines = ["| method | " + " | ".join(results) + " | error | memory |", "|---" * (len(results) + 3) + "|"]
+    for name in methods:
+        cells = [f"{results[cell][name]['ratio']:.2f}" for cell in results]
+        errors = [r[name]["error"] for r in results.values() if r[name]["error"] is not None]
+        shown = f"{max(errors):.1e}" if errors else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {shown} | {growth[name] / growth['plain']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, write the results, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--memory", nargs=2, metavar=("CELL", "METHOD"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    if options.memory:
+        print(memory(*options.memory))
+        return
+    missing = [name for name in ("opacus", "backpack", "avalanche") if importlib.util.find_spec(name) is None]
+    methods = [name for name in METHODS if name not in missing]
+    results = {cell: measure(cell, methods, options.repeats) for cell in CELLS}
+    growth = {name: memory_apart("llama B8 T256", name) for name in methods}
+    shown = table(results, methods, growth)
+    record = {
+        "command": f"python experiments/benchmarks/fisher.py --repeats {options.repeats} --threads {options.threads}",
+        "results": results,
+        "memory_bytes_llama_B8_T256": growth,
+        "not_installed": missing,
+        "provenance": provenance(),
+    }
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    write_atomically(OUTPUT / "fisher_cpu.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    write_atomically(OUTPUT / "fisher_cpu.md", shown.encode())
+    draw(results, methods)
+    print(shown)
+    if missing:
+        print("not installed:", ", ".join(missing))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Which Fisher? EWC with four ways of computing it, over λ: van de Ven 2025 on scikit-learn's digits.
+
+Paper: van de Ven, On the Computation of the Fisher Information in Continual Learning, arXiv 2502.11756. Command::
+
+    python experiments/fisher_variants.py --workers 2
+
+Two sequences of the 1,797 images of 8×8 pixels that come with scikit-learn, an MLP of two hidden layers of 100 units,
+Adam at 0.001, ten seeds (initialisation, split, order of tasks or permutations, batches):
+
+- ``split``: five tasks of two digits each, a pair of outputs per task (task-incremental, as Split MNIST there);
+- ``permuted``: five tasks, each another permutation of the pixels, all ten outputs.
+
+The loss is the mean over a batch's examples; λ is van de Ven's: ½ λ Σ F (θ−θ*)² is added for each earlier task, its
+gradient in closed form. Accuracy is the mean over all tasks after the last, on a quarter of the images that was held
+out. As in the paper, the curves over λ are what is compared; the best λ of each variant is read off the curve of the
+same test images, for all variants alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forgetting.analysis.stats import seed_interval
+from forgetting.fisher import DiagonalFisher, DiagonalPenalty, diagonal_fisher
+from forgetting.provenance import provenance
+from forgetting.results import write_atomically
+
+OUTPUT = Path(__file__).resolve().parents[1] / "results" / "fisher_variants"
+VARIANTS = ("exact", "sample", "empirical", "batched")
+STRENGTHS = (0.0, *(10.0**exponent for exponent in range(-1, 8)))
+SEEDS = 10
+BATCH = 32
+STEPS = {"split": 150, "permuted": 200}
+
+
+@dataclass(frozen=True)
+class DigitTask:
+    """Images and labels, and which of the ten outputs they are about."""
+
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    outputs: tuple[int, ...]
+
+
+class Head(nn.Module):
+    """The model as one task sees it."""
+
+    def __init__(self, body: nn.Module, outputs: tuple[int, ...]) -> None:
+        super().__init__()
+        self.body, self.outputs = body, list(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the task's outputs."""
+        return self.body(x)[:, self.outputs]
+
+
+def tasks_of(sequence: str, seed: int) -> list[DigitTask]:
+    """The tasks of one seed."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images, labels = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
+    rng = np.random.default_rng(seed)
+    order = torch.from_numpy(rng.permutation(len(images)))
+    test, train = order[: len(order) // 4], order[len(order) // 4 :]
+    if sequence == "permuted":
+        pixels = [torch.from_numpy(rng.permutation(64)) for _ in range(5)]
+        every = tuple(range(10))
+        return [DigitTask(images[train][:, p], labels[train], images[test][:, p], labels[test], every) for p in pixels]
+    classes = rng.permutation(10).reshape(5, 2)
+    tasks = []
+    for pair in classes.tolist():
+        of = [torch.isin(labels[part], torch.tensor(pair)) for part in (train, test)]
+        y, test_y = ((labels[part][kept] == pair[1]).long() for part, kept in zip((train, test), of, strict=True))
+        tasks.append(DigitTask(images[train][of[0]], y, images[test][of[1]], test_y, tuple(pair)))
+    return tasks
+
+
+def fisher_of(head: Head, task: DigitTask, variant: str, seed: int) -> DiagonalFisher:
+    """F of the task's training images, by the names of the body's parameters."""
+    batches = list(zip(task.x.split(BATCH), task.y.split(BATCH), strict=True))
+    generator = torch.Generator().manual_seed(seed)
+    found = diagonal_fisher(head, batches, estimator=variant, generator=generator)  # type: ignore[arg-type]
+    values = {name.removeprefix("body."): value for name, value in found.values.items()}
+    return DiagonalFisher(values, found.estimator, found.examples, found.tokens)
+
+
+def accuracy(sequence: str, variant: str, strength: float, seed: int) -> float:
+    """Mean accuracy over all tasks after the last."""
+    torch.manual_seed(seed)
+    body = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
+    optimizer = torch.optim.Adam(body.parameters(), lr=1e-3)
+    named, penalty = dict(body.named_parameters()), DiagonalPenalty()
+    tasks = tasks_of(sequence, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for task in tasks:
+        head = Head(body, task.outputs)
+        for _ in range(STEPS[sequence]):
+            chosen = torch.randint(len(task.x), (BATCH,), generator=generator)
+            optimizer.zero_grad()
+            functional.cross_entropy(head(task.x[chosen]), task.y[chosen]).backward()
+            penalty.add_gradient(named, strength)
+            optimizer.step()
+        if strength > 0:
+            penalty.consolidate(fisher_of(head, task, variant, seed), named)
+    with torch.no_grad():
+        right = [(Head(body, t.outputs)(t.test_x).argmax(1) == t.test_y).float().mean().item() for t in tasks]
+    return float(np.mean(right))
+
+
+def one(job: tuple[str, str, float, int]) -> dict[str, Any]:
+    """A row of the results."""
+    torch.set_num_threads(1)
+    named: dict[str, Any] = dict(zip(("sequence", "variant", "strength", "seed"), job, strict=True))
+    return named | {"accuracy": accuracy(*job)}
+
+
+def jobs() -> Iterator[tuple[str, str, float, int]]:
+    """Everything; λ = 0 is the same for all variants, and run once."""
+    for sequence in STEPS:
+        for seed in range(SEEDS):
+            yield sequence, "naive", 0.0, seed
+            for variant in VARIANTS:
+                for strength in STRENGTHS[1:]:
+                    yield sequence, variant, strength, seed
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % interval over seeds, a row per sequence, variant and λ."""
+    rows = []
+    for (sequence, variant, strength), part in runs.groupby(["sequence", "variant", "strength"], sort=False):
+        interval = seed_interval(part["accuracy"].tolist())
+        rows.append(
+            {
+                "sequence": sequence,
+                "variant": variant,
+                "strength": strength,
+                "accuracy": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "n": interval.n,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def table(summary: pd.DataFrame) -> str:
+    """Markdown: naive, and each variant at its best λ."""
+    lines = ["| sequence | Fisher | best λ | accuracy (95 % interval over seeds) |", "|---|---|---|---|"]
+    for sequence in STEPS:
+        for variant in ("naive", *VARIANTS):
+            part = summary[(summary["sequence"] == sequence) & (summary["variant"] == variant)]
+            best = max(part.to_dict("records"), key=lambda row: float(row["accuracy"]))
+            strength = "–" if variant == "naive" else f"{best['strength']:g}"
+            cell = f"{100 * best['accuracy']:.1f} ({100 * best['low']:.1f} to {100 * best['high']:.1f})"
+            lines.append(f"| {sequence} | {variant} | {strength} | {cell} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(summary: pd.DataFrame) -> None:
+    """Accuracy over λ, a panel per sequence."""
+    import seaborn
+
+    from forgetting.report.style import legend_below, new_canvas, panels, save, styled
+
+    with styled():
+        canvas = new_canvas(7.2, 3.4)
+        colors = dict(zip(VARIANTS, seaborn.color_palette("colorblind", len(VARIANTS)), strict=True))
+        axes = panels(canvas, 2, 2)
+        for axis, sequence in zip(axes, STEPS, strict=True):
+            here = summary[summary["sequence"] == sequence]
+            for variant in VARIANTS:
+                part = here[here["variant"] == variant].sort_values("strength")
+                axis.plot(part["strength"], 100 * part["accuracy"], color=colors[variant], marker="o", markersize=3)
+                axis.fill_between(
+                    part["strength"], 100 * part["low"], 100 * part["high"], color=colors[variant], alpha=0.2, lw=0
+                )
+            naive = float(here[here["variant"] == "naive"]["accuracy"].iloc[0])
+            axis.axhline(100 * naive, color="black", linestyle="--", linewidth=1)
+            axis.set_xscale("log")
+            axis.set_xlabel("λ (van de Ven's)")
+            axis.set_ylabel("accuracy after the last task (%)")
+            axis.set_title(f"{sequence} digits")
+        handles = [axes[0].lines[i] for i in range(len(VARIANTS) + 1)]
+        legend_below(canvas, handles, [*VARIANTS, "naive"])
+        save(canvas, OUTPUT, "fisher_variants", "EWC over λ by Fisher estimator", "bands: 95 % intervals over seeds")
+
+
+def main() -> None:
+    """Run what is missing, summarise, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    from rich.progress import track
+
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    path = OUTPUT / "runs.csv"
+    done = pd.read_csv(path).to_dict("records") if path.exists() else []
+    known = {(row["sequence"], row["variant"], row["strength"], row["seed"]) for row in done}
+    todo = [job for job in jobs() if job not in known]
+    with ProcessPoolExecutor(options.workers) as pool:
+        for count, row in enumerate(track(pool.map(one, todo, chunksize=4), "runs", total=len(todo)), start=1):
+            done.append({str(key): value for key, value in row.items()})
+            if count % 40 == 0 or count == len(todo):  # an interrupted study goes on from here
+                write_atomically(path, pd.DataFrame(done).to_csv(index=False).encode())
+    summary = summarise(pd.DataFrame(done))
+    write_atomically(OUTPUT / "summary.csv", summary.to_csv(index=False).encode())
+    write_atomically(OUTPUT / "table.md", table(summary).encode())
+    write_atomically(OUTPUT / "provenance.json", json.dumps(provenance(), indent=1, sort_keys=True).encode())
+    draw(summary)
+    print(table(summary))
+
+
+if __name__ == "__main__":
+    main()
