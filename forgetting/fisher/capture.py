@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from forgetting.fisher.examples import Examples
-from forgetting.fisher.layers import relative_bias, rule_for
+from forgetting.fisher.layers import relative_bias
+from forgetting.fisher.rules import rule_for
 from forgetting.fisher.uses import Use
 
 Sink = Callable[[str, list[Use]], None]

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
 
-from forgetting.fisher.uses import Convolution, Product, Rows, Sums
+from forgetting.fisher.uses import Product, Rows, Sums
 
 if TYPE_CHECKING:
     from forgetting.fisher.capture import Capture
 
 Forward = Callable[..., Any]
-Rule = Callable[[nn.Module, "Capture"], Forward]
 Backward = Callable[..., None]
 
 
@@ -155,105 +153,7 @@ def layer_norm(module: nn.Module, capture: Capture) -> Forward:
     return forward
 
 
-class _BatchNorm(torch.autograd.Function):
-    """y = (x − μ) / √(σ² + ε) ∘ w + b per channel, with running statistics."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float, anchor: Tensor,
-        on_backward: Backward,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, mean, (variance + eps).rsqrt(), weight)
-        ctx.on_backward = on_backward
-        return functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, mean, inverse, weight = ctx.saved_tensors
-        (g,) = grads
-        channel = (1, -1, *[1] * (x.dim() - 2))
-        ctx.on_backward((x - mean.view(channel)) * inverse.view(channel), g)
-        gx = g * (weight * inverse).view(channel) if ctx.needs_input_grad[0] else None
-        return gx, None, None, None, None, None, None, None
-
-
-def batch_norm(module: nn.Module, capture: Capture) -> Forward:
-    """nn.BatchNorm1d, 2d and 3d in eval mode, where examples do not mix."""
-    assert isinstance(module, nn.modules.batchnorm._BatchNorm)
-    weight, bias, where = capture.name(module, "weight"), capture.name(module, "bias"), capture.module_name(module)
-    if module.running_mean is None or module.running_var is None:
-        raise ValueError(f"{where}: a batch norm without running statistics mixes examples and has no rule")
-    mean, variance = module.running_mean, module.running_var
-
-    def on_backward(normalised: Tensor, g: Tensor) -> None:
-        for name, values in ((weight, normalised * g), (bias, g)):
-            if name is not None:
-                flat = values.flatten(2).mT.reshape(-1, values.shape[1]) if values.dim() > 2 else values
-                spans = capture.examples.of((len(g), len(flat) // len(g)), where)
-                capture.record(name, Sums(flat, spans))
-
-    def forward(input: Tensor) -> Tensor:
-        capture.called(weight, bias)
-        return _BatchNorm.apply(
-            input, mean, variance, module.weight.detach(), module.bias.detach(), module.eps, capture.anchor, on_backward
-        )
-
-    return forward
-
-
-class _Convolution(torch.autograd.Function):
-    """A two-dimensional convolution."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: tuple[Any, ...], anchor: Tensor,
-        on_backward: Backward,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weight)
-        ctx.how, ctx.on_backward = how, on_backward
-        return functional.conv2d(x, weight, bias, *how)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        (g,) = grads
-        ctx.on_backward(x, g)
-        gx = conv2d_input(x.shape, weight, g, *ctx.how) if ctx.needs_input_grad[0] else None
-        return gx, None, None, None, None, None
-
-
-def convolution(module: nn.Module, capture: Capture) -> Forward:
-    """nn.Conv2d with zero padding."""
-    assert isinstance(module, nn.Conv2d)
-    weight, bias, where = capture.name(module, "weight"), capture.name(module, "bias"), capture.module_name(module)
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        raise ValueError(f"{where}: a convolution with padding {module.padding_mode!r} or by name has no rule")
-    unfold = {
-        "kernel_size": module.kernel_size,
-        "dilation": module.dilation,
-        "padding": module.padding,
-        "stride": module.stride,
-    }
-    how = (module.stride, module.padding, module.dilation, module.groups)
-
-    def on_backward(x: Tensor, g: Tensor) -> None:
-        if weight is not None:
-            spans = capture.examples.of((len(x), 1), where)
-            capture.record(weight, Convolution(g, x, spans, module.weight.shape, unfold, module.groups))
-        if bias is not None:
-            flat = g.flatten(2).mT.reshape(-1, g.shape[1])
-            spans = capture.examples.of((len(g), len(flat) // len(g)), where)
-            capture.record(bias, Sums(flat, spans))
-
-    def forward(input: Tensor) -> Tensor:
-        capture.called(weight, bias)
-        vector = None if module.bias is None else module.bias.detach()
-        return _Convolution.apply(input, module.weight.detach(), vector, how, capture.anchor, on_backward)
-
-    return forward
-
-
-class _Expand(torch.autograd.Function):
+class Expand(torch.autograd.Function):
     """A parameter, broadcast to the shape in which it meets the data: its gradient there is one per token."""
 
     @staticmethod
@@ -268,7 +168,7 @@ class _Expand(torch.autograd.Function):
 
 
 @contextmanager
-def _substituted(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+def substituted(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
     """Let a module see other tensors in place of its parameters."""
     originals = {name: module._parameters.pop(name) for name in values}
     module.__dict__.update(values)
@@ -292,8 +192,8 @@ def scale_norm(module: nn.Module, capture: Capture, original: Forward | None = N
 
     def forward(hidden_states: Tensor) -> Tensor:
         capture.called(weight)
-        wide = _Expand.apply(module.weight.detach(), hidden_states.shape, capture.anchor, on_backward)  # type: ignore[operator]
-        with _substituted(module, {"weight": wide}):
+        wide = Expand.apply(module.weight.detach(), hidden_states.shape, capture.anchor, on_backward)  # type: ignore[operator]
+        with substituted(module, {"weight": wide}):
             return compute(hidden_states)
 
     return forward
@@ -307,29 +207,6 @@ def root_mean_square_norm(module: nn.Module, capture: Capture) -> Forward:
         return functional.rms_norm(x, module.normalized_shape, None, module.eps) * module.weight
 
     return scale_norm(module, capture, unfused)
-
-
-def patch_embeddings(module: nn.Module, capture: Capture) -> Forward:
-    """ViT's class token, mask token and positions, (1, n, D) each: broadcast over the batch."""
-    original, where = module.forward, capture.module_name(module)
-    local = {name: capture.name(module, name) for name, _ in module.named_parameters(recurse=False)}
-    names = {name: known for name, known in local.items() if known is not None}
-
-    def on_backward(name: str, g: Tensor) -> None:
-        spans = capture.examples.of((len(g), 1), where)
-        capture.record(name, Sums(g.flatten(1), spans))
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        capture.called(*names.values())
-        wide = {}
-        for name, known in names.items():
-            parameter = getattr(module, name).detach()
-            shape = (capture.examples.rows, *parameter.shape[1:])
-            wide[name] = _Expand.apply(parameter, shape, capture.anchor, lambda g, known=known: on_backward(known, g))
-        with _substituted(module, wide):
-            return original(*args, **kwargs)
-
-    return forward
 
 
 def relative_bias(module: nn.Module, capture: Capture) -> Forward:
@@ -360,28 +237,6 @@ def relative_bias(module: nn.Module, capture: Capture) -> Forward:
         finally:
             handle.remove()
         shape = (capture.examples.rows, *bias.shape[1:])
-        return _Expand.apply(bias, shape, capture.anchor, lambda g: on_backward(seen[0], g))
+        return Expand.apply(bias, shape, capture.anchor, lambda g: on_backward(seen[0], g))
 
     return compute_bias
-
-
-def rule_for(module: nn.Module) -> Rule | None:
-    """The rule of a module's own parameters, or ``None``."""
-    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-        return linear
-    if isinstance(module, nn.Embedding):
-        return embedding
-    if isinstance(module, nn.LayerNorm):
-        return layer_norm
-    if isinstance(module, nn.RMSNorm):
-        return root_mean_square_norm
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return batch_norm
-    if isinstance(module, nn.Conv2d):
-        return convolution
-    own = [name for name, _ in module.named_parameters(recurse=False)]
-    if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"]:
-        return scale_norm
-    if type(module).__name__ == "ViTEmbeddings":
-        return patch_embeddings
-    return None
