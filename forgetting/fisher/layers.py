@@ -158,11 +158,13 @@ class Expand(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, shape: tuple[int, ...], anchor: Tensor, on_backward: Backward) -> Tensor:
+        """Expand, without copying."""
         ctx.on_backward = on_backward
         return parameter.expand(shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Hand the gradient over."""
         ctx.on_backward(*grads)
         return None, None, None, None
 
