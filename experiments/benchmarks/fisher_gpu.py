@@ -32,7 +32,7 @@ from forgetting.fisher.examples import Spans
 from forgetting.fisher.kernel import triton_product_squares
 from forgetting.fisher.uses import Product, loop_product_squares
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "125M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
     "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 16},
 }
@@ -124,7 +124,7 @@ def lora(size: str, length: int, repeats: int) -> dict[str, Any]:
     full = statistics.median([milliseconds(plain) for _ in range(repeats)])
     model.zero_grad(set_to_none=True)
     config = peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    adapted = peft.get_peft_model(model, config).bfloat16()  # type: ignore[arg-type]
+    adapted = peft.get_peft_model(model, config).bfloat16()
 
     def fisher() -> None:
         diagonal_fisher(adapted, [batch], estimator="empirical", backend="triton")
