@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.micro.corpus import pretraining_documents, stream
 from forgetting.micro.probes import probe_chance
-from forgetting.micro.scoring import evaluate_probes
 from forgetting.micro.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+    from forgetting.evaluation.suite import Suite, load_suite
     from forgetting.models import torch_device
 
 ModelSize = Literal["300k", "1M", "4M"]
@@ -106,6 +106,7 @@ def pretrain(
     console.print(f"{parameters:,} parameters, {steps * batch_size * context:,} tokens, on {target}")
 
     optimizer = _optimizer(model, learning_rate)
+    suite = load_suite(["micro"])
     autocast = torch.autocast("cuda", torch.bfloat16) if target.type == "cuda" else nullcontext()
     batches = _batches(stream(seed), tokenizer, batch_size, context)
     recent = 0.0
@@ -126,10 +127,10 @@ def pretrain(
                 recent = loss.item()
             progress.update(bar, advance=1, loss=f"loss {recent:.3f}")
             if step % evaluate_every == 0 and step < steps:
-                console.print(f"step {step}: {_table(evaluate_probes(model, tokenizer))}")
+                console.print(f"step {step}: {_table(_probes(suite, model, tokenizer))}")
 
     model.eval()
-    probes = evaluate_probes(model, tokenizer)
+    probes = _probes(suite, model, tokenizer)
     console.print(f"step {steps}: {_table(probes)}")
     result = PretrainingResult(
         model_size=model_size,
@@ -210,6 +211,11 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+def _probes(suite: Suite, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Return the accuracy on every shipped probe, by task name (``micro_grammar``, ...)."""
+    return {name: score.value for name, score in suite.evaluate(model, tokenizer, batch_size=32).items()}
 
 
 def _table(probes: dict[str, float]) -> str:

@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.errors import UsageError
+from forgetting.evaluation.suite import load_suite
 from forgetting.micro import model_directory
 from forgetting.micro.pretrain import pretrain
 from forgetting.micro.probes import load_probe, probe_chance, probe_directory, probe_names
-from forgetting.micro.scoring import choice_accuracy, evaluate_probes
 from forgetting.micro.sequences import load_micro_sequence
 
 MODEL = model_directory()
@@ -22,7 +22,7 @@ def shipped():
 
 @pytest.fixture(scope="module")
 def scores(shipped):
-    return evaluate_probes(*shipped)
+    return {name: score.value for name, score in load_suite(["micro"]).evaluate(*shipped).items()}
 
 
 def test_shipped_model_is_small(shipped):
@@ -112,14 +112,6 @@ def test_lm_eval_loads_and_agrees(shipped, scores, monkeypatch, tmp_path):
         assert result["configs"][name]["metadata"]["chance"] == probe_chance(name)
 
 
-def test_scoring_leaves_the_mode_of_the_model(shipped):
-    model, tokenizer = shipped
-    model.train()
-    choice_accuracy(model, tokenizer, load_probe("micro_grammar")[:4])
-    assert model.training
-    model.eval()
-
-
 def test_pretrain_writes_a_loadable_folder_and_is_deterministic(tmp_path):
     arguments = {"steps": 3, "batch_size": 2, "context": 16, "model_size": "300k", "seed": 5}
     state = torch.random.get_rng_state()
@@ -134,7 +126,8 @@ def test_pretrain_writes_a_loadable_folder_and_is_deterministic(tmp_path):
     assert all(torch.equal(a[key], b[key]) for key in a)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
-    assert evaluate_probes(model, tokenizer) == pytest.approx(first.probes, abs=0.011)
+    probes = load_suite(["micro"]).evaluate(model, tokenizer)
+    assert {name: score.value for name, score in probes.items()} == pytest.approx(first.probes, abs=0.011)
     assert "forgetting-micro-300k" in (tmp_path / "a" / "README.md").read_text(encoding="utf-8")
 
 
