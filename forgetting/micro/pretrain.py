@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-    from forgetting.evaluation.suite import Suite, load_suite
-    from forgetting.models import torch_device
+    from forgetting.evaluation.suite import Suite
 
 ModelSize = Literal["300k", "1M", "4M"]
 SIZES: dict[str, dict[str, int]] = {
@@ -83,6 +82,9 @@ def pretrain(
     """
     import torch
     from rich.console import Console
+
+    from forgetting.evaluation.suite import load_suite
+    from forgetting.models import torch_device
 
     for name, value in (("steps", steps), ("batch_size", batch_size), ("evaluate_every", evaluate_every)):
         if value < 1:

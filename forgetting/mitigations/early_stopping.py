@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forgetting.mitigations.base import Mitigation, Options, RunContext
 
@@ -34,6 +34,14 @@ class EarlyStoppingOptions(Options):
         description="metric=pretraining: nats per token the loss may rise above the base model's",
     )
     examples: int = Field(default=128, ge=1, description="validation examples or documents per look")
+
+    @model_validator(mode="after")
+    def _used(self) -> EarlyStoppingOptions:
+        """No option is accepted and then ignored."""
+        other = "max_increase" if self.metric == "task" else "patience"
+        if other in self.model_fields_set and (other != "patience" or self.patience > 0):
+            raise ValueError(f"{other} has no meaning with metric={self.metric}; leave it out")
+        return self
 
 
 class EarlyStopping(Mitigation[EarlyStoppingOptions]):

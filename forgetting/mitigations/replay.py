@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forgetting.mitigations.base import Mitigation, Options
 
@@ -32,6 +32,14 @@ class ReplayOptions(Options):
     equal_steps: bool = Field(
         default=False, description="control: as many steps, but padding without loss instead of replay"
     )
+
+    @model_validator(mode="after")
+    def _used(self) -> ReplayOptions:
+        """No option is accepted and then ignored."""
+        given = self.model_fields_set & {"buffer", "buffer_size"}
+        if given and self.source == "pretraining":
+            raise ValueError(f"{', '.join(sorted(given))}: needs source=earlier or source=both")
+        return self
 
 
 class Replay(Mitigation[ReplayOptions]):
