@@ -23,7 +23,10 @@ _PUBLIC = {
     "RunRecord": "forgetting.results",
     "Example": "forgetting.tasks.task",
     "Task": "forgetting.tasks.task",
+    "DiagonalFisher": "forgetting.fisher",
     "diagonal_fisher": "forgetting.fisher",
+    "kfac_fisher": "forgetting.fisher",
+    "EWCPlugin": "forgetting.avalanche",
     "write_report": "forgetting.report",
 }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forgetting.fisher.examples import Spans, compute_dtype
 
-TILE = 1 << 16
+TILE = 1 << 19
 """Numbers in a tile of a per-example gradient: it and the total's tile stay in a core's cache."""
 
 ProductSquares = Callable[[Tensor, "Sequence[Product]"], None]
@@ -156,27 +156,33 @@ def loop_product_squares(total: Tensor, uses: Sequence[Product]) -> None:
 
     Tiles of the buffer and of the total stay in the cache. Where every example has one token, one product.
     """
-    dtype = compute_dtype(uses[0].G)
-    pairs = [(use.G.to(dtype), use.A.to(dtype), list(use.spans)) for use in uses]
     if len(uses) == 1 and uses[0].spans.single:
-        G, A, _ = pairs[0]
-        total.add_(G.square().T @ A.square())
+        dtype = compute_dtype(uses[0].G)
+        total.add_(uses[0].G.to(dtype).square().T @ uses[0].A.to(dtype).square())
         return
+    pairs = [(_by_example(use.G, use.spans), _by_example(use.A, use.spans)) for use in uses]
     O, I = total.shape  # noqa: E741
     step = max(1, TILE // I) if total.device.type == "cpu" else O
-    buffer = torch.empty(min(step, O), I, dtype=dtype, device=total.device)
+    buffer = torch.empty(min(step, O), I, dtype=pairs[0][0][0].dtype, device=total.device)
     for begin in range(0, O, step):
         tile = total[begin : begin + step]
         product = buffer[: len(tile)]
-        columns = [(G[:, begin : begin + step], A, spans) for G, A, spans in pairs]
-        for index in range(len(uses[0].spans)):
-            for use, (G, A, spans) in enumerate(columns):
-                g, a = G[spans[index]], A[spans[index]]
+        for examples in zip(*(zip(G, A, strict=True) for G, A in pairs), strict=True):
+            for use, (g, a) in enumerate(examples):
+                left = g.T if step >= O else g[:, begin : begin + step].T
                 if use == 0:
-                    torch.mm(g.T, a, out=product)
+                    torch.mm(left, a, out=product)
                 else:
-                    product.addmm_(g.T, a)
+                    product.addmm_(left, a)
             tile.addcmul_(product, product)
+
+
+def _by_example(values: Tensor, spans: Spans) -> Sequence[Tensor]:
+    """(tokens, D) of each example."""
+    values = values.to(compute_dtype(values))
+    if spans.length is not None:
+        return values.view(len(spans), spans.length, -1).unbind(0)
+    return [values[span] for span in spans]
 
 
 def _add_tables(total: Tensor, tables: Sequence[Rows], matrices: Sequence[Product]) -> None:
