@@ -10,10 +10,10 @@ Adam at 0.001, ten seeds (initialisation, split, order of tasks or permutations,
 - ``split``: five tasks of two digits each, a pair of outputs per task (task-incremental, as Split MNIST there);
 - ``permuted``: five tasks, each another permutation of the pixels, all ten outputs.
 
-The loss is the mean over a batch's examples; λ is van de Ven's: ½ λ Σ F (θ−θ*)² is added for each earlier task, its
-gradient in closed form. Accuracy is the mean over all tasks after the last, on a quarter of the images that was held
-out. As in the paper, the curves over λ are what is compared; the best λ of each variant is read off the curve of the
-same test images, for all variants alike.
+The loss is the mean over a batch's examples; λ is van de Ven's, and so is the online form of the penalty (after Huszár):
+½ λ Σ F (θ−θ*)² around the latest weights, F the sum over the earlier tasks, its gradient in closed form. Accuracy is
+the mean over all tasks after the last, on a quarter of the images that was held out. As in the paper, the curves over λ
+are what is compared; the best λ of each variant is read off the curve of the same test images, for all variants alike.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def accuracy(sequence: str, variant: str, strength: float, seed: int) -> float:
     torch.manual_seed(seed)
     body = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
     optimizer = torch.optim.Adam(body.parameters(), lr=1e-3)
-    named, penalty = dict(body.named_parameters()), DiagonalPenalty()
+    named, penalty = dict(body.named_parameters()), DiagonalPenalty(online=True)
     tasks = tasks_of(sequence, seed)
     generator = torch.Generator().manual_seed(seed)
     for task in tasks:
