@@ -10,7 +10,7 @@ Adam at 0.001, ten seeds (initialisation, split, order of tasks or permutations,
 - ``split``: five tasks of two digits each, a pair of outputs per task (task-incremental, as Split MNIST there);
 - ``permuted``: five tasks, each another permutation of the pixels, all ten outputs.
 
-The loss is the mean over a batch's examples; λ is van de Ven's, and so is the online form of the penalty (after Huszár):
+The loss is the mean over a batch's examples; λ is van de Ven's, and so is the penalty's online form (after Huszár):
 ½ λ Σ F (θ−θ*)² around the latest weights, F the sum over the earlier tasks, its gradient in closed form. Accuracy is
 the mean over all tasks after the last, on a quarter of the images that was held out. As in the paper, the curves over λ
 are what is compared; the best λ of each variant is read off the curve of the same test images, for all variants alike.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -210,7 +211,12 @@ def main() -> None:
     from rich.progress import track
 
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    path = OUTPUT / "runs.csv"
+    path, settings = OUTPUT / "runs.csv", OUTPUT / "settings.json"
+    constants = {"variants": VARIANTS, "strengths": STRENGTHS, "seeds": SEEDS, "batch": BATCH, "steps": STEPS}
+    wanted = json.dumps(constants, indent=1, sort_keys=True)
+    if settings.exists() and settings.read_text() != wanted:
+        sys.exit(f"error: {OUTPUT} holds runs with other settings ({settings}); move it away first")
+    write_atomically(settings, wanted.encode())
     done = pd.read_csv(path).to_dict("records") if path.exists() else []
     known = {(row["sequence"], row["variant"], row["strength"], row["seed"]) for row in done}
     todo = [job for job in jobs() if job not in known]

@@ -218,7 +218,7 @@ def fisher(
     samples: Annotated[int, typer.Option(min=1, help="Draws per example, with sample.")] = 1,
     parameters: Annotated[list[str] | None, typer.Option(help="Names, or patterns with *; repeatable.")] = None,
     max_examples: Annotated[int, typer.Option(min=1, help="Examples averaged over.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch; the result does not depend on it.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch; only batched depends on it.")] = 8,
     max_length: Annotated[int, typer.Option(min=8, help="Tokens per example.")] = 256,
     backend: Annotated[str, typer.Option(help="auto, torch, triton, or reference (slow, any layer).")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,10 @@ def fisher_file(
     Raises:
         UsageError: for whatever is wrong with the arguments, the model or the data.
     """
-    if not output.parent.is_dir():
-        raise UsageError(f"output {str(output)!r}: the folder {str(output.parent)!r} does not exist; make it first")
+    _check_output(output)
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from safetensors import SafetensorError
 
     from forgetting.display import console
     from forgetting.fisher import diagonal_fisher
@@ -72,6 +73,8 @@ def fisher_file(
         raise UsageError(str(error)) from None
     target = torch_device(device)
     loaded = load_model(model_name, trust_remote_code=trust_remote_code)
+    positions = getattr(loaded.model.config, "max_position_embeddings", None)
+    max_length = min(max_length, positions or max_length)
     features = _features(data, loaded, max_examples, max_length)
     truncated = sum(feature["truncated"] for feature in features)
     if truncated:
@@ -96,7 +99,7 @@ def fisher_file(
             raise UsageError(str(error)) from None
     try:
         fisher.save(output)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UsageError(f"output {str(output)!r}: cannot be written ({error})") from None
     console.print(
         f"{output}: {sum(v.numel() for v in fisher.values.values()):,} parameters, {fisher.examples} examples, "
@@ -106,6 +109,19 @@ def fisher_file(
         soft_wrap=True,
     )
     return fisher
+
+
+def _check_output(output: Path) -> None:
+    """Refuse, before anything is computed, what cannot be written."""
+    if not output.parent.is_dir():
+        raise UsageError(f"output {str(output)!r}: the folder {str(output.parent)!r} does not exist; make it first")
+    if output.is_dir():
+        raise UsageError(f"output {str(output)!r}: is a folder; give a file, such as {output / 'fisher.safetensors'}")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"output {str(output)!r}: cannot be written ({error.strerror}); give another folder") from None
 
 
 def _features(data: str, loaded: LoadedModel, limit: int, max_length: int) -> list[dict[str, Any]]:
@@ -137,15 +153,20 @@ def summarise_importance(fisher: DiagonalFisher) -> pd.DataFrame:
 
     Returns:
         A row per layer and kind: ``layer`` (number of the block, or -1 outside of the blocks), ``kind`` (the
-        parameter's name without its block), ``parameters`` (their number), ``total`` (Σ F), ``mean`` (per
-        parameter), ``share`` (of the model's Σ F).
+        parameter's name without its block; where there are several stacks of blocks, as in an encoder-decoder, with
+        the stack's name), ``parameters`` (their number), ``total`` (Σ F), ``mean`` (per parameter), ``share`` (of the
+        model's Σ F; 0 where all is 0).
     """
     import pandas as pd
 
+    found = {name: re.search(r"\.(\d+)\.", name) for name in fisher.values}
+    several = len({name[: block.start()] for name, block in found.items() if block}) > 1
     rows = []
     for name, value in fisher.values.items():
-        block = re.search(r"\.(\d+)\.", name)
+        block = found[name]
         kind = name[block.end() :] if block else name
+        if block and several:
+            kind = f"{name[: block.start()]}: {kind}"
         rows.append(
             {
                 "layer": int(block.group(1)) if block else -1,
@@ -156,7 +177,7 @@ def summarise_importance(fisher: DiagonalFisher) -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows).groupby(["layer", "kind"], as_index=False, sort=False).sum()
     frame["mean"] = frame["total"] / frame["parameters"]
-    frame["share"] = frame["total"] / frame["total"].sum()
+    frame["share"] = frame["total"] / (frame["total"].sum() or 1.0)
     return frame.sort_values(["layer", "total"], ascending=[True, False], ignore_index=True)
 
 
@@ -167,9 +188,8 @@ def print_summary(fisher: DiagonalFisher, output: Path) -> None:
     from forgetting.display import console
 
     frame = summarise_importance(fisher)
-    table = Table(
-        title=f"Fisher information, {fisher.estimator}, unit: one example", title_justify="left", caption_justify="left"
-    )
+    about = f"Fisher information, {fisher.estimator}, unit: one {fisher.unit}"
+    table = Table(title=about, title_justify="left")
     for column in ("layer", "kind", "parameters", "mean", "share (%)"):
         table.add_column(column, justify="left" if column == "kind" else "right", overflow="fold")
     for row in frame.to_dict("records"):
@@ -181,6 +201,9 @@ def print_summary(fisher: DiagonalFisher, output: Path) -> None:
             f"{100 * row['share']:.1f}",
         )
     console.print(table)
+    if not frame["total"].sum() > 0:
+        console.print("note: all of it is zero: no parameter changes a prediction")
+        return
     figure = draw_importance(frame, fisher, output.parent, output.stem)
     for path in (figure.png, figure.pdf):
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)

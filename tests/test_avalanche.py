@@ -95,16 +95,70 @@ def test_the_pretrained_state_is_protected(update: Any) -> None:
 
 
 def test_its_penalty_is_made_of_our_fisher_of_every_experience_and_what_came_before() -> None:
-    base = _pretrained()
-    plugin = EWCPlugin(1.0, pretraining=_batches(), max_examples=32)
-    first = diagonal_fisher(base, _batches(), estimator="exact", max_examples=32)
-    model = _trained(plugin, copy.deepcopy(base))
-    x, y = EXPERIENCES[1]
-    last = diagonal_fisher(model, [(x, y)], estimator="exact", max_examples=32)
-    assert plugin._consolidated == 3
+    class Watching(EWCPlugin):
+        """Keeps the model as it was after each experience."""
+
+        def after_training_exp(self, strategy: Any, **arguments: Any) -> None:
+            states.append(copy.deepcopy(strategy.model))
+            super().after_training_exp(strategy, **arguments)
+
+    states = [_pretrained()]
+    plugin = Watching(1.0, pretraining=_batches(), max_examples=32)
+    model = _trained(plugin, copy.deepcopy(states[0]))
+    fishers = [
+        diagonal_fisher(state, [pair], estimator="exact", max_examples=32).values  # type: ignore[list-item]
+        for state, pair in zip(states, [PRETRAINING, *EXPERIENCES], strict=True)
+    ]
     for name, value in plugin.penalty.fisher.items():
-        assert bool((value >= first.values[name] + last.values[name] - 1e-6).all())
+        torch.testing.assert_close(value, sum(fisher[name] for fisher in fishers))
     assert plugin.penalty.stored_floats() == 2 * sum(p.numel() for p in model.parameters())
+
+
+def test_several_heads_and_heads_that_grow() -> None:
+    from avalanche.benchmarks import benchmark_from_datasets
+    from avalanche.benchmarks.scenarios import with_classes_timeline, with_task_labels
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+    from avalanche.models import IncrementalClassifier, MultiTaskModule
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.templates import SupervisedTemplate
+
+    def stream(several: bool) -> Any:
+        datasets = []
+        for task, (x, y) in enumerate(EXPERIENCES):
+            labels, tasks = y if several else y + 2 * task, [task if several else 0] * len(y)
+            attributes = [
+                DataAttribute(labels.tolist(), "targets"),
+                DataAttribute(tasks, "targets_task_labels", use_in_getitem=True),
+            ]
+            datasets.append(AvalancheDataset([TensorDataset(x, labels)], data_attributes=attributes))
+        return with_task_labels(with_classes_timeline(benchmark_from_datasets(train=datasets))).train_stream
+
+    class Heads(MultiTaskModule):
+        """Two heads on one layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.heads = nn.Linear(6, 8), nn.ModuleList([nn.Linear(8, 2), nn.Linear(8, 2)])
+
+        def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+            return self.heads[task_label](torch.tanh(self.body(x)))
+
+    grows = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), IncrementalClassifier(16, 2))
+    for model, several in ((grows, False), (Heads(), True)):
+        plugin = EWCPlugin(10.0)
+        strategy = SupervisedTemplate(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=16,
+            plugins=[plugin],  # type: ignore[list-item]
+            evaluator=EvaluationPlugin(),
+        )
+        for experience in stream(several):
+            strategy.train(experience)
+        assert plugin._consolidated == 2
+        for name, parameter in model.named_parameters():
+            assert plugin.penalty.fisher[name].shape == parameter.shape
 
 
 def test_arguments_out_of_range_are_named() -> None:

@@ -17,17 +17,20 @@ of every parameter, unit: the sequence. Exact are, besides ours (backend ``torch
 - ``backpack``: SumGradSquared of the Linear layers only: it has no rule for attention's arithmetic, embeddings of
   transformers' models or their norms, so that its price is a lower bound.
 
-Not exact: ``avalanche``, the importances of its EWCPlugin (squares of batch means). Errors are relative to ours in
-float64: the sum over parameters of absolute differences over the sum of values. Memory is what the process's greatest
-resident size grew by in one call of a process of its own, over what plain needed.
+``ours sample`` draws the labels from the model, as EWC does by default; its labels differ, so that it has no error here.
+Not exact: ``avalanche``, the importances of its EWCPlugin (squares of batch means). Peers are set up outside of what is
+timed, and the order within a repeat is drawn anew. Errors are relative to the oracle (batch size 1, float64): the sum
+over parameters of absolute differences over the sum of values. Memory is what one call makes the greatest resident size
+exceed the size before it by, in a process of its own after one call on a tiny batch, over the same of plain.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
-import resource
+import random
 import statistics
 import subprocess
 import sys
@@ -102,6 +105,12 @@ def ours(model: nn.Module, batch: dict[str, Tensor]) -> Values:
     return diagonal_fisher(model, [batch], estimator="empirical", backend="torch").values
 
 
+def ours_sample(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """The same, with drawn labels."""
+    diagonal_fisher(model, [batch], estimator="sample", backend="torch", generator=torch.Generator().manual_seed(0))
+    return {}
+
+
 def loop(model: nn.Module, batch: dict[str, Tensor]) -> Values:
     """Batch size 1."""
     named = dict(model.named_parameters())
@@ -144,58 +153,55 @@ def einsum(model: nn.Module, batch: dict[str, Tensor]) -> Values:
     return {name: total.div_(engine.examples) for name, total in totals.items()}
 
 
-def opacus(model: nn.Module, batch: dict[str, Tensor]) -> Values:
-    """Opacus' per-sample gradients."""
+def prepare_opacus(model: nn.Module) -> nn.Module:
+    """Wrapped; without the weights for which it has no rule."""
     from opacus import GradSampleModule
 
-    ruled = {id(p) for m in model.modules() if type(m).__name__.endswith("RMSNorm") for p in m.parameters()}
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(id(parameter) not in ruled)
-    wrapped = GradSampleModule(model, loss_reduction="sum", strict=False)
-    try:
-        log_likelihood(wrapped(input_ids=batch["input_ids"]).logits, batch["labels"]).backward()
-        values = {}
-        for name, parameter in model.named_parameters():
-            samples = getattr(parameter, "grad_sample", None)
-            if samples is not None:
-                parts = samples if isinstance(samples, list) else [samples]
-                values[name] = torch.stack([part.square().mean(0) for part in parts]).sum(0)
-    finally:
-        wrapped.remove_hooks()
-        wrapped.del_grad_sample()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.requires_grad_(False)
+    return GradSampleModule(model, loss_reduction="sum", strict=False)
+
+
+def opacus(model: nn.Module, batch: dict[str, Tensor]) -> Values:
+    """Opacus' per-sample gradients, squared."""
+    log_likelihood(model(input_ids=batch["input_ids"]).logits, batch["labels"]).backward()
+    values = {}
+    for name, parameter in model.named_parameters():
+        samples = getattr(parameter, "grad_sample", None)
+        if samples is not None:
+            parts = samples if isinstance(samples, list) else [samples]
+            values[name.removeprefix("_module.")] = torch.stack([part.square().mean(0) for part in parts]).sum(0)
+        parameter.grad_sample = parameter.grad = None  # type: ignore[attr-defined]
     return values
+
+
+def prepare_backpack(model: nn.Module) -> nn.Module:
+    """Linear layers extended; the embedding keeps its gradient, so that the first layer's inputs have one."""
+    from backpack import extend
+
+    model.requires_grad_(False)
+    model.get_input_embeddings().weight.requires_grad_(True)  # type: ignore[operator]
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            extend(module).requires_grad_(True)
+    return model
 
 
 def backpack(model: nn.Module, batch: dict[str, Tensor]) -> Values:
     """BackPACK's sum of squared per-sample gradients, of Linear layers."""
     from backpack import backpack as context
-    from backpack import extend
     from backpack.extensions import SumGradSquared
 
-    names: dict[str, Any] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            extend(module)
-            names |= {f"{path}.{local}": p for local, p in module.named_parameters()}
-    chosen = {id(p) for p in names.values()}
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    embedding = model.get_input_embeddings().weight  # type: ignore[operator]
-    for parameter, _ in flags:  # without one that requires a gradient before it, a layer's inputs would not
-        parameter.requires_grad_(id(parameter) in chosen or parameter is embedding)
-    try:
-        with context(SumGradSquared()):
-            log_likelihood(model(input_ids=batch["input_ids"]).logits, batch["labels"]).backward()
-        return {name: p.sum_grad_squared / len(batch["input_ids"]) for name, p in names.items()}
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-            if hasattr(parameter, "sum_grad_squared"):
-                del parameter.sum_grad_squared
+    with context(SumGradSquared()):
+        log_likelihood(model(input_ids=batch["input_ids"]).logits, batch["labels"]).backward()
+    values = {}
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "sum_grad_squared"):
+            values[name] = parameter.sum_grad_squared / len(batch["input_ids"])
+            del parameter.sum_grad_squared
+        parameter.grad = None
+    return values
 
 
 class _Logits(nn.Module):
@@ -234,6 +240,7 @@ def avalanche(model: nn.Module, batch: dict[str, Tensor]) -> Values:
 METHODS: dict[str, Method] = {
     "plain": plain,
     "ours": ours,
+    "ours sample": ours_sample,
     "loop": loop,
     "vmap": vmap,
     "einsum": einsum,
@@ -241,6 +248,14 @@ METHODS: dict[str, Method] = {
     "backpack": backpack,
     "avalanche": avalanche,
 }
+
+
+PREPARE: dict[str, Callable[[nn.Module], nn.Module]] = {"opacus": prepare_opacus, "backpack": prepare_backpack}
+
+
+def prepared(family: str, method: str) -> nn.Module:
+    """A model of a method's own."""
+    return PREPARE.get(method, lambda model: model)(make(family))
 
 
 def error(values: Values, exact: Values) -> float | None:
@@ -255,16 +270,14 @@ def measure(cell: str, methods: list[str], repeats: int) -> dict[str, dict[str, 
     """Median ratio to plain, its range, and the error of every method."""
     family, rows, length = CELLS[cell]
     batch = batch_of(rows, length)
-    models = {name: make(family) for name in methods}  # peers leave hooks behind: a model each
-    exact = diagonal_fisher(
-        make(family).double(), [batch], estimator="empirical", accumulate_dtype=torch.float64
-    ).values
+    models = {name: prepared(family, name) for name in methods}
+    exact = diagonal_fisher(make(family), [batch], estimator="empirical", backend="reference").values
     errors = {name: error(METHODS[name](models[name], batch), exact) for name in methods}  # also the warm-up
     covered = {name: len(METHODS[name](models[name], batch)) for name in methods}
     ratios: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(repeats):
+    for repeat in range(repeats):
         seconds = {}
-        for name in methods:
+        for name in random.Random(repeat).sample(methods, len(methods)):
             begun = time.perf_counter()
             METHODS[name](models[name], batch)
             seconds[name] = time.perf_counter() - begun
@@ -283,12 +296,22 @@ def measure(cell: str, methods: list[str], repeats: int) -> dict[str, dict[str, 
 
 
 def memory(cell: str, method: str) -> int:
-    """Bytes by which one call made this process grow at most; to be called once per process."""
+    """Bytes by which one call makes this process grow at most (Linux tells, and lets the peak be reset)."""
     family, rows, length = CELLS[cell]
-    model, batch = make(family), batch_of(rows, length)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = prepared(family, method)
+    METHODS[method](model, batch_of(2, 4))  # imports, and what is allocated once
+    batch = batch_of(rows, length)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
     METHODS[method](model, batch)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    """A size of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
 def memory_apart(cell: str, method: str) -> int:

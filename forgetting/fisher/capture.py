@@ -38,6 +38,8 @@ def select_parameters(model: nn.Module, patterns: Iterable[str] | None) -> dict[
         ValueError: if a pattern fits no parameter, or there is none.
     """
     named = dict(model.named_parameters())
+    names = {id(parameter): name for name, parameter in named.items()}
+    aliases = {name: names[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
     if patterns is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         if not chosen:
@@ -45,9 +47,10 @@ def select_parameters(model: nn.Module, patterns: Iterable[str] | None) -> dict[
         return chosen
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in named):
+        if not any(fnmatchcase(name, pattern) for name in aliases):
             raise ValueError(f"parameters: {pattern!r} fits none; there are {', '.join(list(named)[:5])}, …")
-    return {name: p for name, p in named.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    chosen_names = {first for name, first in aliases.items() if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    return {name: p for name, p in named.items() if name in chosen_names}
 
 
 @contextmanager
@@ -95,7 +98,7 @@ class Capture:
         self._module_names = {module: name for name, module in model.named_modules()}
         self._calls: Counter[str] = Counter()
         self._uses: dict[str, list[Use]] = {}
-        self._backward = False
+        self._backward = self._active = False
         self._undo: list[Callable[[], None]] = []
         self._check()
 
@@ -119,24 +122,33 @@ class Capture:
         uses.append(use)
         if len(uses) == self._calls[name]:
             del self._uses[name]
+            self._tell(name, uses)
+
+    def _tell(self, name: str, uses: list[Use]) -> None:
+        """Hand over; autocast, if it is on around all this, would round the products."""
+        with torch.autocast(self.anchor.device.type, enabled=False):
             self.sink(name, uses)
 
     def forward(self, examples: Examples, *args: Any, **inputs: Any) -> Any:
         """Run the model on a batch."""
         self.examples = examples
         self._calls.clear()
-        return self.model(*args, **inputs)
+        self._active = True
+        try:
+            return self.model(*args, **inputs)
+        finally:
+            self._active = False
 
     def backward(self, logits: Tensor, gradient: Tensor, retain_graph: bool = False) -> None:
         """Run one backward pass."""
-        self._backward = True
+        self._backward = self._active = True
         try:
             if logits.requires_grad:
                 torch.autograd.backward(logits, gradient, retain_graph=retain_graph)
             for name in list(self._uses):  # a use that the logits do not depend on has no gradient
-                self.sink(name, self._uses.pop(name))
+                self._tell(name, self._uses.pop(name))
         finally:
-            self._backward = False
+            self._backward = self._active = False
             self._uses.clear()
 
     def _owners(self) -> Iterator[tuple[nn.Module, list[str]]]:
@@ -146,10 +158,15 @@ class Capture:
                 yield module, names
 
     def _check(self) -> None:
-        ruled = {name for module, names in self._owners() if rule_for(module) is not None for name in names}
+        ruled: set[str | None] = set()
+        kinds: dict[str, str] = {}
+        for module, names in self._owners():
+            rule = rule_for(module)
+            ruled |= {self.name(module, local) for local in rule[1]} if rule is not None else set()
+            replaced = ", whose forward was replaced" if "forward" in module.__dict__ else ""
+            kinds |= {name: type(module).__name__ + replaced for name in names}
         missing = [name for name in self.parameters if name not in ruled]
         if missing:
-            kinds = {name: type(module).__name__ for module, names in self._owners() for name in names}
             raise NoRule(
                 "diagonal_fisher: no rule for "
                 + ", ".join(f"{name} (of a {kinds[name]})" for name in missing[:5])
@@ -185,7 +202,7 @@ class Capture:
         for module, _ in list(self._owners()):
             rule = rule_for(module)
             if rule is not None and module not in tables:
-                self._patch(module, "forward", rule(module, self))
+                self._patch(module, "forward", rule[0](module, self))
         for module in self._module_names:
             # transformers checkpoints in training mode only, and this is eval mode.
             kinds = [kind.__name__ for kind in type(module).__mro__]
@@ -194,7 +211,13 @@ class Capture:
 
     def _patch(self, module: nn.Module, attribute: str, function: Callable[..., Any]) -> None:
         before = module.__dict__.get(attribute)
-        module.__dict__[attribute] = function
+        original = getattr(module, attribute)
+
+        def gate(*args: Any, **kwargs: Any) -> Any:
+            """Between batches the model is its own: what makes the batches may call it."""
+            return (function if self._active else original)(*args, **kwargs)
+
+        module.__dict__[attribute] = gate
 
         def undo() -> None:
             if before is None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import deterministic as settings
 
 from forgetting.fisher.capture import Capture
 from forgetting.fisher.estimators import Estimator, Targets
-from forgetting.fisher.examples import Examples, examples_of
+from forgetting.fisher.examples import Examples, examples_of, rows_of
 
-Batch = Mapping[str, Tensor] | Sequence[Tensor]
+Batch = Mapping[str, Any] | Sequence[Tensor]
 Progress = Callable[[int, "int | None"], None]
 
 
@@ -44,7 +45,7 @@ class Engine(ABC):
         units: Batches with any.
     """
 
-    def __init__(self, draw: Draw, shift: bool) -> None:
+    def __init__(self, draw: Draw, shift: bool | None) -> None:
         self.draw, self.shift = draw, shift
         self.examples = self.tokens = self.units = 0
 
@@ -53,7 +54,7 @@ class Engine(ABC):
         """What the model is put into meanwhile."""
 
     @abstractmethod
-    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
+    def add(self, inputs: dict[str, Any], labels: Tensor, limit: int | None) -> None:
         """Take a batch, or the first ``limit`` examples of it that have a predicted label."""
 
     def run(
@@ -82,7 +83,12 @@ class Engine(ABC):
 
     def targets(self, labels: Tensor, examples: Examples, limit: int | None) -> Targets | None:
         """What a batch predicts, counted; ``None`` if that is nothing."""
-        targets = Targets(labels, examples, self.shift)
+        if self.shift is None and labels.dim() == 2:
+            raise ValueError(
+                "shift_labels: the model's class does not tell whether its logits at a token predict the next one; "
+                "give shift_labels=True (a causal language model) or False"
+            )
+        targets = Targets(labels, examples, bool(self.shift))
         if limit is not None:
             targets.keep_first(limit)
         self.examples += targets.examples
@@ -94,7 +100,7 @@ class Engine(ABC):
 class Captured(Engine):
     """One backward pass for all examples of a batch, whose uses of parameters go to the capture's sink."""
 
-    def __init__(self, capture: Capture, draw: Draw, shift: bool) -> None:
+    def __init__(self, capture: Capture, draw: Draw, shift: bool | None) -> None:
         super().__init__(draw, shift)
         self.capture = capture
 
@@ -102,9 +108,16 @@ class Captured(Engine):
         """See Engine."""
         return self.capture
 
-    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
+    def add(self, inputs: dict[str, Any], labels: Tensor, limit: int | None) -> None:
         """See Engine."""
-        examples = examples_of(inputs, labels, self.shift)
+        examples = examples_of(inputs, labels)
+        if examples.rows == examples.width and not examples.packed and examples.rows > 1:
+            # Rows and tokens could be confused; in two parts there are fewer rows than tokens.
+            half, before = examples.rows // 2, self.examples
+            for part in (slice(0, half), slice(half, examples.rows)):
+                left = None if limit is None else limit - (self.examples - before)
+                self.add(rows_of(inputs, examples.rows, part), labels[part], left)
+            return
         targets = self.targets(labels, examples, limit)
         if targets is None:
             return
@@ -114,7 +127,7 @@ class Captured(Engine):
             self.capture.backward(output, gradient, retain_graph=more)
 
 
-def logits(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
+def logits(model: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
     """What a model predicts: ``logits`` of its output, the first of a tuple, or the tensor that it is."""
     outputs = model(inputs[""]) if "" in inputs else model(**inputs)
     if isinstance(outputs, Tensor):
@@ -124,24 +137,32 @@ def logits(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
     return found
 
 
-def _unpack(batch: Batch, parameter: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _unpack(batch: Batch, parameter: Tensor) -> tuple[dict[str, Any], Tensor]:
     """Inputs by keyword (a lone positional one under the empty name) and labels, on the model's device."""
     if isinstance(batch, Mapping):
-        if "labels" not in batch:
-            raise ValueError(f"diagonal_fisher: a batch has no 'labels', only {', '.join(map(str, batch))}")
-        inputs = {key: value for key, value in batch.items() if key != "labels" and isinstance(value, Tensor)}
+        if not isinstance(batch.get("labels"), Tensor):
+            raise ValueError(f"diagonal_fisher: a batch has no tensor 'labels', only {', '.join(map(str, batch))}")
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
         labels = batch["labels"]
-    else:
+    elif len(batch) == 2:
         inputs, labels = {"": batch[0]}, batch[1]
-    moved = {key: value.to(parameter.device) for key, value in inputs.items()}
-    if parameter.dtype == torch.float64:
-        moved = {key: value.double() if value.is_floating_point() else value for key, value in moved.items()}
-    return moved, labels
+    else:
+        raise ValueError(f"diagonal_fisher: a batch has {len(batch)} parts; give a mapping, or a pair (inputs, labels)")
+    return {key: _moved(value, parameter) for key, value in inputs.items()}, labels
+
+
+def _moved(value: Any, parameter: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    wide = parameter.dtype == torch.float64 and value.is_floating_point()
+    return value.to(parameter.device, torch.float64 if wide else None)
 
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
     """Deterministic kernels where torch has a choice (adding rows to a table on a GPU)."""
+    filled = settings.fill_uninitialized_memory  # type: ignore[attr-defined]
+    settings.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     before, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -151,3 +172,4 @@ def _deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        settings.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -16,13 +16,19 @@ MAX_CLASSES = 1000
 """``exact`` takes a backward pass per class, and per class and position of a language model."""
 
 
-def shifts_labels(model: nn.Module) -> bool:
-    """Whether a model's logits at a token predict the next one: causal language models, by the name of their class.
+def shifts_labels(model: nn.Module) -> bool | None:
+    """Whether a model's logits at a token predict the next one, by the name of its class; ``None`` if it does not tell.
 
-    A wrapper (peft's, DistributedDataParallel) is looked through.
+    Wrappers (peft's, DistributedDataParallel) are looked through.
     """
-    names = [type(module).__name__ for module in model.modules()]
-    return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    unwrap = getattr(model, "get_base_model", None)
+    inner = unwrap() if callable(unwrap) else getattr(model, "module", model)
+    name = type(inner).__name__
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        return False
+    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return True
+    return False if name.endswith(("ForMaskedLM", "ForTokenClassification", "Classification")) else None
 
 
 class Targets:
@@ -35,15 +41,24 @@ class Targets:
     """
 
     def __init__(self, labels: Tensor, examples: Examples, shift: bool) -> None:
+        if labels.dtype != torch.int64 or labels.dim() not in (1, 2):
+            raise ValueError(
+                f"diagonal_fisher: labels are {labels.dtype} of shape {tuple(labels.shape)}; give int64, (B, T) or (B,)"
+            )
+        labels = labels.clone()
+        if examples.spans is not None and labels.numel() == examples.spans.tokens:
+            outside = torch.ones(labels.numel(), dtype=torch.bool)
+            for span in examples.spans:
+                outside[span] = False
+            labels.view(-1)[outside.to(labels.device)] = IGNORED  # a padded token is nobody's to predict
         if shift:
-            labels = labels.clone()
             if examples.spans is not None:
-                labels.view(-1)[list(examples.spans.starts)] = IGNORED
+                labels.view(-1)[[start for start in examples.spans.starts if start < labels.numel()]] = IGNORED
             labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], dim=1)
         self.labels = labels
         flat = labels.flatten() != IGNORED
         per_row = labels[0].numel()
-        spans = examples.spans
+        spans = examples.spans if examples.predicts_tokens else None
         ranges = (
             list(spans) if spans is not None else [slice(i * per_row, (i + 1) * per_row) for i in range(len(labels))]
         )
@@ -87,6 +102,11 @@ class Targets:
             ValueError: for ``exact`` with more than 1,000 classes.
         """
         labels = self.labels.to(logits.device)
+        if logits.shape[:-1] != labels.shape or logits.shape[-1] < 2 or int(labels.max()) >= logits.shape[-1]:
+            raise ValueError(
+                f"diagonal_fisher: logits of shape {tuple(logits.shape)} do not fit labels of shape "
+                f"{tuple(labels.shape)} up to {int(labels.max())}; a class needs an output each"
+            )
         chosen = labels != IGNORED
         probabilities = logits.detach().to(compute_dtype(logits)).softmax(-1)
         if estimator == "exact":
@@ -98,7 +118,7 @@ class Targets:
         draws = self._uniform(samples, generator)
         for sample in range(samples):
             drawn = labels.clone()
-            drawn[chosen] = _inverse_cdf(probabilities[chosen], draws[sample].to(logits.device))
+            drawn[chosen] = _inverse_cdf(probabilities[chosen], draws[sample])
             last = sample == samples - 1
             values = probabilities if last else probabilities.clone()
             yield _score(values, drawn, chosen, samples**-0.5).to(logits.dtype)
@@ -140,6 +160,15 @@ def _score(probabilities: Tensor, labels: Tensor, chosen: Tensor, scale: float) 
 
 def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Draw a class from each row: (N, V) and (N,) to (N,) int64."""
-    cumulative = probabilities.cumsum(-1)
-    threshold = uniform.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_(max=probabilities.shape[-1] - 1)
+    classes = probabilities.shape[-1]
+    size = max(1, round(classes**0.5))
+    blocks = torch.nn.functional.pad(probabilities, (0, -classes % size)).unflatten(-1, (-1, size))
+    # A running sum of floats on a GPU differs from call to call: it is taken on the CPU, over blocks, then within one.
+    sums = blocks.sum(-1).cpu().double().cumsum(-1)
+    threshold = uniform.cpu()[:, None] * sums[:, -1:]
+    block = torch.searchsorted(sums, threshold, right=True).clamp_(max=sums.shape[1] - 1)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
+    rows = torch.arange(len(block), device=probabilities.device)
+    within = blocks[rows, block[:, 0].to(probabilities.device)].cpu().double().cumsum(-1)
+    place = torch.searchsorted(within, threshold - before, right=True).clamp_(max=size - 1)
+    return (block * size + place)[:, 0].clamp_(max=classes - 1).to(probabilities.device)

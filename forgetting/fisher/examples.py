@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,13 @@ class Spans:
     def __iter__(self) -> Iterator[slice]:
         return (slice(a, b) for a, b in zip(self.starts, self.stops, strict=True))
 
+    def repeated(self, times: int) -> Spans:
+        """The same examples where each token has several rows (heads that are normalised apart)."""
+        if times == 1:
+            return self
+        starts, stops = (tuple(times * at for at in ends) for ends in (self.starts, self.stops))
+        return Spans(starts, stops, times * self.tokens)
+
     @cached_property
     def length(self) -> int | None:
         """Tokens per example where the ranges are equal and cover every row, else ``None``."""
@@ -72,6 +80,7 @@ class Examples:
         width: T, where it is given tokens.
         spans: Ranges in the B·T tokens where they are not simply the rows: rows are packed, or padding is cut off.
         packed: Rows hold more than one example.
+        predicts_tokens: A label per token.
         positionwise: Every token counts as an example.
     """
 
@@ -79,6 +88,7 @@ class Examples:
     width: int | None = None
     spans: Spans | None = None
     packed: bool = False
+    predicts_tokens: bool = False
     positionwise: bool = False
 
     def of(self, leading: Sequence[int], where: str) -> Spans:
@@ -88,16 +98,19 @@ class Examples:
             ValueError: if the examples cannot be told apart in it; ``where`` is named.
         """
         tokens = prod(leading)
-        flat = self.width is not None and len(leading) == 1 and leading[0] == self.rows * self.width
-        if leading[0] != self.rows and not flat:
+        per_token = self.width is not None and leading[:2] == (self.rows, self.width)
+        flat = self.width is not None and len(leading) == 1 and tokens == self.rows * self.width
+        # One row per example where every token is predicted: an expert's tokens, say, that happen to be as many.
+        chance = self.predicts_tokens and len(leading) == 1 and not flat
+        if (leading[0] != self.rows and not flat) or chance:
             raise ValueError(
                 f"diagonal_fisher: {where} sees a tensor of shape {(*leading, '…')} in a batch of {self.rows}; "
                 "its examples cannot be told apart, leave its parameters out or use backend='reference'"
             )
         if self.positionwise:
             return Spans(tuple(range(tokens)), tuple(range(1, tokens + 1)), tokens, single=True)
-        if self.spans is not None and self.width is not None and tokens == self.rows * self.width:
-            return self.spans
+        if self.spans is not None and (per_token or flat):
+            return self.spans.repeated(tokens // self.spans.tokens)
         if self.packed:
             raise ValueError(
                 f"diagonal_fisher: {where} sees a tensor of shape {(*leading, '…')}, which is not one per token; "
@@ -106,35 +119,47 @@ class Examples:
         return Spans.rows(self.rows, tokens // self.rows)
 
 
-def examples_of(inputs: Mapping[str, Tensor], labels: Tensor, shift: bool) -> Examples:
+def examples_of(inputs: Mapping[str, Any], labels: Tensor) -> Examples:
     """Find the examples of a batch.
 
     Packed examples are told by ``cu_seq_lens_q`` (int, offsets in the B·T tokens, as variable-length attention
-    takes them), or by ``position_ids`` (B, T) that begin anew at 0. Of a causal language model's rows, padding
-    told by a two-dimensional ``attention_mask`` is cut off.
+    takes them), or by ``position_ids`` (B, T) that begin anew at 0. Padding that is told by a two-dimensional
+    ``attention_mask`` is cut off. Of an encoder-decoder, whose two halves differ in length, every row is an example.
     """
-    first = next(iter(inputs.values()))
-    rows = len(first)
-    if "input_ids" not in inputs or not shift:
-        return Examples(rows, first.shape[1] if "input_ids" in inputs else None)
-    width = first.shape[1]
-    offsets = inputs.get("cu_seq_lens_q")
-    positions = inputs.get("position_ids")
-    mask = inputs.get("attention_mask")
+    rows = len(labels)
+    tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2 or len(tokens) != rows:
+        return Examples(rows)
+    width = tokens.shape[1]
+    if "decoder_input_ids" in inputs or (labels.dim() == 2 and labels.shape[1] != width):
+        return Examples(rows)
+    predicts_tokens = labels.dim() == 2
+    offsets, positions, mask = (inputs.get(key) for key in ("cu_seq_lens_q", "position_ids", "attention_mask"))
     flat_mask = mask is not None and mask.dim() == 2
     if offsets is not None:
         cuts = offsets.tolist()
-    elif positions is not None and not flat_mask and positions.shape == (rows, width):
+    elif positions is not None and not flat_mask and positions.shape == (rows, width) and predicts_tokens:
         cuts = _restarts(positions, labels)
-    elif flat_mask and mask is not None and mask.shape == labels.shape and not bool(mask.all()):
+    elif mask is not None and mask.shape == (rows, width) and not bool(mask.all()):
         kept = mask.bool().cpu()
         starts = [row * width + int(kept[row].int().argmax()) for row in range(rows)]
         stops = [(row + 1) * width - int(kept[row].flip(0).int().argmax()) for row in range(rows)]
-        return Examples(rows, width, Spans(tuple(starts), tuple(stops), rows * width))
+        spans = Spans(tuple(starts), tuple(stops), rows * width)
+        return Examples(rows, width, spans, predicts_tokens=predicts_tokens)
     else:
-        return Examples(rows, width)
+        return Examples(rows, width, predicts_tokens=predicts_tokens)
     spans = Spans(tuple(cuts[:-1]), tuple(cuts[1:]), rows * width)
-    return Examples(rows, width, spans, packed=len(spans) != rows or spans.length is None)
+    return Examples(
+        rows, width, spans, packed=len(spans) != rows or spans.length is None, predicts_tokens=predicts_tokens
+    )
+
+
+def rows_of(inputs: Mapping[str, Any], rows: int, part: slice) -> dict[str, Any]:
+    """Some rows of a batch; what is given once for all rows stays as it is."""
+    return {
+        key: value[part] if isinstance(value, Tensor) and value.dim() and len(value) == rows else value
+        for key, value in inputs.items()
+    }
 
 
 def _restarts(positions: Tensor, labels: Tensor) -> list[int]:

@@ -33,7 +33,7 @@ _CONFIGS = [
 ]
 
 
-@triton.autotune(configs=_CONFIGS[-1:] if INTERPRETED else _CONFIGS, key=["O", "I", "length", "examples"])
+@triton.autotune(configs=_CONFIGS[-1:] if INTERPRETED else _CONFIGS, key=["O", "I", "length"])
 @triton.jit
 def _squares(  # type: ignore[no-untyped-def]
     G, A, out, starts, stops, examples, per_split, length, O, I,  # noqa: E741
@@ -106,7 +106,7 @@ def triton_product_squares(total: Tensor, uses: Sequence[Product]) -> None:
         torch.tensor(stops, dtype=torch.int32, device=G.device),
         examples,
         ceil(examples / splits),
-        max(lengths),
+        1 << (max(lengths) - 1).bit_length(),  # tuned for a power of two, not anew for every batch's padding
         O,
         I,
         EVEN=all(length % BLOCK_T == 0 for length in lengths),

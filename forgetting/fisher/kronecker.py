@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,15 +76,15 @@ def kfac_fisher(
 ) -> KroneckerFisher:
     """Compute Kronecker factors of Linear and Conv1D weights, and the diagonal of everything else.
 
-    A = E_tokens[a aᵀ] over all tokens of all uses ("expand", Eschenhagen et al. 2023, arXiv 2311.00636),
-    G = E_examples[Σ_t g gᵀ], F ≈ A ⊗ G (Martens & Grosse 2015, arXiv 1503.05671). With ``corrected``, a second pass
-    with the same labels replaces the eigenvalues by E_examples[(Q_Gᵀ (G_eᵀA_e) Q_A)∘²], the best diagonal in that
-    basis (George et al. 2018, arXiv 1806.03884): there the unit is the example, summed over its tokens, as in
-    ``diagonal_fisher``.
+    A = E_tokens[a aᵀ] over all tokens of all uses that have a gradient ("expand", Eschenhagen et al. 2023,
+    arXiv 2311.00636), G = E_examples[Σ_t g gᵀ], F ≈ A ⊗ G (Martens & Grosse 2015, arXiv 1503.05671). With
+    ``corrected``, a second pass with the same labels replaces the eigenvalues by E_examples[(Q_Gᵀ (G_eᵀA_e) Q_A)∘²],
+    the best diagonal in that basis (George et al. 2018, arXiv 1806.03884): there the unit is the example, summed over
+    its tokens, as in ``diagonal_fisher``.
 
     Args:
         model: As in ``diagonal_fisher``, like all that is not said here.
-        batches: Gone through twice with ``corrected``: kept in memory if they are not a list.
+        batches: Gone through once; those that are used are kept for the second pass.
         corrected: EKFAC.
         estimator: ``sample`` or ``empirical``.
         samples: Draws per example.
@@ -102,8 +102,9 @@ def kfac_fisher(
     if estimator not in ("sample", "empirical") or backend == "reference":
         raise ValueError(f"kfac_fisher: estimator {estimator!r}, backend {backend!r}; give 'sample' or 'empirical'")
     check_arguments(estimator, samples, max_examples, backend)
-    batches = batches if isinstance(batches, list) else list(batches)
-    generator = generator if generator is not None else torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    seen: list[Batch] = []
     start = generator.get_state()
     chosen = select_parameters(model, parameters)
     shift = shifts_labels(model) if shift_labels is None else shift_labels
@@ -122,7 +123,8 @@ def kfac_fisher(
             moments[name].add(use)
 
     engine = Captured(Capture(model, chosen, collect), draw, shift)
-    engine.run(batches, next(iter(chosen.values())), max_examples, progress)
+    first = _kept(batches, seen)
+    engine.run(first, next(iter(chosen.values())), max_examples, progress)
     factors = {name: moment.factor(engine.examples) for name, moment in moments.items()}
     if corrected and factors:
         squares = {name: torch.zeros_like(factor.eigenvalues) for name, factor in factors.items()}
@@ -138,7 +140,7 @@ def kfac_fisher(
 
         generator.set_state(start)
         second = Captured(Capture(model, {name: chosen[name] for name in factors}, correct), draw, shift)
-        second.run(batches, next(iter(chosen.values())), max_examples, progress)
+        second.run(seen, next(iter(chosen.values())), max_examples, progress)
         factors = {
             name: replace(factor, eigenvalues=squares[name] / second.examples) for name, factor in factors.items()
         }
@@ -186,14 +188,20 @@ class _Moments:
         )
 
     def add(self, use: Product) -> None:
-        inside = [slice(None)] if use.spans.length is not None else list(use.spans)
-        for span in inside:  # padding is left out
-            A, G = use.A[span].to(self.A.dtype), use.G[span].to(self.G.dtype)
-            self.A.addmm_(A.T, A)
-            self.G.addmm_(G.T, G)
-            self.tokens += len(A)
+        A, G = use.A.to(self.A.dtype), use.G.to(self.G.dtype)
+        reached = (G != 0).any(1)  # padding, and tokens on which no prediction depends, have no gradient
+        self.A.addmm_(A.T, A * reached[:, None])
+        self.G.addmm_(G.T, G)
+        self.tokens += int(reached.sum())
 
     def factor(self, examples: int) -> Factor:
         A_values, A_basis = torch.linalg.eigh(self.A / self.tokens)
         G_values, G_basis = torch.linalg.eigh(self.G / examples)
         return Factor(G_basis, A_basis, G_values.clamp(min=0)[:, None] * A_values.clamp(min=0)[None, :])
+
+
+def _kept(batches: Iterable[Batch], seen: list[Batch]) -> Iterator[Batch]:
+    """The batches, as they are drawn put into ``seen``."""
+    for batch in batches:
+        seen.append(batch)
+        yield batch

@@ -15,7 +15,8 @@ convention    what is added to a loss of example means                          
 mean          ½ λ Σ F̄ (θ−θ*)², the loss a mean over predicted tokens (as transformers' is)               λ
 van_de_ven    ½ λ Σ F̄ (θ−θ*)², the loss a mean over examples of their tokens' sum (arXiv 2502.11756)      λ / n
 kirkpatrick   ½ λ Σ F (θ−θ*)², the loss −log p(D), a sum over the new task's N examples, F the precision
-              of Laplace's posterior, a sum over its M examples (arXiv 1612.00796, eq. 3)                 λ M / (n N)
+              of Laplace's posterior, a sum over its examples (arXiv 1612.00796, eq. 3): consolidate with
+              their number as ``weight``                                                                  λ / (n N)
 avalanche     λ Σ F (θ−θ*)², without ½ (``EWCPlugin``; its F is the estimator ``batched``)                 2 λ / n
 ============  ==========================================================================================  ===========
 
@@ -25,7 +26,8 @@ n is the new task's mean number of predicted tokens per example (1 for a classif
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +36,12 @@ from forgetting.fisher.kronecker import Factor, KroneckerFisher
 from forgetting.fisher.storage import DiagonalFisher
 
 Convention = Literal["mean", "van_de_ven", "kirkpatrick", "avalanche"]
-CONVENTIONS: tuple[str, ...] = get_args(Convention)
+TOLERANCE = 1e-5
+"""Of the conjugate gradients, relative to the right-hand side."""
+MAX_ITERATIONS = 100
 
 
-def raw_strength(
-    value: float, convention: Convention, *, tokens: float = 1.0, examples: int = 1, fisher_examples: int = 1
-) -> float:
+def raw_strength(value: float, convention: Convention, *, tokens: float = 1.0, examples: int = 1) -> float:
     """Our λ for another's, see the module.
 
     Args:
@@ -47,12 +49,11 @@ def raw_strength(
         convention: Whose.
         tokens: Mean number of predicted tokens per example of the task that is trained on.
         examples: That task's number of examples.
-        fisher_examples: Examples of which the Fisher information was taken.
     """
     if convention == "mean":
         return value
     if convention == "kirkpatrick":
-        return value * fisher_examples / (tokens * examples)
+        return value / (tokens * examples)
     return (2 * value if convention == "avalanche" else value) / tokens
 
 
@@ -72,35 +73,32 @@ class DiagonalPenalty:
         self.online, self.decay = online, decay
         self.fisher: dict[str, Tensor] = {}
         self.weighted: dict[str, Tensor] = {}
-        self._constant = torch.zeros((), dtype=torch.float64)
 
     @torch.no_grad()
-    def consolidate(self, fisher: DiagonalFisher, parameters: Mapping[str, Tensor]) -> None:
-        """Protect the present weights."""
-        for name, value in fisher.values.items():
+    def consolidate(self, fisher: DiagonalFisher, parameters: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Protect the present weights, F times ``weight``."""
+        for name, mean in fisher.values.items():
+            value = mean * weight
             theta = parameters[name].detach().to(value.dtype)
             before = self.fisher.get(name)
             if before is None:
-                self.fisher[name], self.weighted[name] = value.clone(), value * theta
+                self.fisher[name], self.weighted[name] = value, value * theta
             elif self.online:
                 before.mul_(self.decay).add_(value)
                 self.weighted[name] = before * theta
             else:
                 before.add_(value)
                 self.weighted[name].addcmul_(value, theta)
-        added = sum(
-            float((self.fisher[name] if self.online else value).double().mul(parameters[name].double() ** 2).sum())
-            for name, value in fisher.values.items()
-        )
-        self._constant = torch.tensor(added if self.online else float(self._constant) + added, dtype=torch.float64)
 
-    def value(self, parameters: Mapping[str, Tensor]) -> float:
-        """P(θ), computed in float64."""
-        total = float(self._constant)
-        for name, fisher in self.fisher.items():
-            theta = parameters[name].detach().double()
-            total += float((fisher.double() * theta**2 - 2 * self.weighted[name].double() * theta).sum())
-        return total / 2
+    @torch.no_grad()
+    def grow(self, parameters: Mapping[str, Tensor]) -> None:
+        """Fit parameters that became longer (a head with new classes): what is new is not protected."""
+        for sums in (self.fisher, self.weighted):
+            for name, value in sums.items():
+                if value.shape != parameters[name].shape:
+                    longer = value.new_zeros(parameters[name].shape)
+                    longer[tuple(slice(0, size) for size in value.shape)] = value
+                    sums[name] = longer
 
     @torch.no_grad()
     def add_gradient(self, parameters: Mapping[str, nn.Parameter], strength: float) -> None:
@@ -114,15 +112,16 @@ class DiagonalPenalty:
 
     @torch.no_grad()
     def step(self, parameters: Mapping[str, nn.Parameter], strength: float) -> None:
-        """Take the implicit step of size ηλ = ``strength``: θ ← (θ + ηλ ΣF_iθ_i) / (1 + ηλ ΣF_i)."""
-        named = {name: p for name, p in parameters.items() if name in self.fisher and p.requires_grad}
+        """Take the implicit step of size ηλ = ``strength``: θ ← θ + (ΣF_iθ_i − ΣF_i θ) / (1/ηλ + ΣF_i)."""
+        named = {name: p.data for name, p in parameters.items() if name in self.fisher and p.requires_grad}
         if not named or strength == 0:
             return
-        weights = [p.data for p in named.values()]
-        denominator = torch._foreach_mul([self.fisher[name] for name in named], strength)
-        torch._foreach_add_(denominator, 1.0)
-        torch._foreach_add_(weights, [self.weighted[name] for name in named], alpha=strength)
-        torch._foreach_div_(weights, denominator)
+        weights, fisher = list(named.values()), [self.fisher[name] for name in named]
+        towards = torch._foreach_mul(fisher, weights)
+        torch._foreach_neg_(towards)
+        torch._foreach_add_(towards, [self.weighted[name] for name in named])
+        torch._foreach_div_(towards, torch._foreach_add(fisher, 1 / strength))
+        torch._foreach_add_(weights, towards)
 
     def stored_floats(self) -> int:
         """Two per protected parameter."""
@@ -130,23 +129,20 @@ class DiagonalPenalty:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums."""
-        if not self.fisher:
-            return {}
         state = {f"fisher.{name}": value for name, value in self.fisher.items()}
-        return state | {f"weighted.{n}": value for n, value in self.weighted.items()} | {"constant": self._constant}
+        return state | {f"weighted.{name}": value for name, value in self.weighted.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore."""
         self.fisher = _part(state, "fisher.")
         self.weighted = _part(state, "weighted.")
-        self._constant = state.get("constant", torch.zeros((), dtype=torch.float64))
 
 
 class KroneckerPenalty:
     """Penalties in the eigenbases of Kronecker factors, a term per task; other parameters by a DiagonalPenalty.
 
-    Bases of different tasks differ, so that terms cannot be summed: memory and time grow with the tasks. The implicit
-    steps of the terms are taken one after another.
+    Bases of different tasks differ, so that terms cannot be summed: memory and time grow with the tasks. With one
+    term the implicit step is in closed form; with more it is solved by conjugate gradients.
     """
 
     def __init__(self) -> None:
@@ -154,41 +150,39 @@ class KroneckerPenalty:
         self.diagonal = DiagonalPenalty()
 
     @torch.no_grad()
-    def consolidate(self, fisher: KroneckerFisher, parameters: Mapping[str, Tensor]) -> None:
-        """Protect the present weights."""
-        self.terms.append((fisher.factors, {name: parameters[name].detach().clone() for name in fisher.factors}))
-        self.diagonal.consolidate(fisher.diagonal, parameters)
+    def consolidate(self, fisher: KroneckerFisher, parameters: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Protect the present weights, F times ``weight``."""
+        factors = {name: replace(f, eigenvalues=f.eigenvalues * weight) for name, f in fisher.factors.items()}
+        anchors = {name: parameters[name].detach().to(f.eigenvalues.dtype, copy=True) for name, f in factors.items()}
+        self.terms.append((factors, anchors))
+        self.diagonal.consolidate(fisher.diagonal, parameters, weight)
 
-    def value(self, parameters: Mapping[str, Tensor]) -> float:
-        """P(θ)."""
-        total = self.diagonal.value(parameters)
-        for factors, anchors in self.terms:
-            for name, factor in factors.items():
-                moved = factor.rotate(parameters[name].detach() - anchors[name])
-                total += float((factor.eigenvalues * moved**2).sum()) / 2
-        return total
+    def _of(self, name: str) -> list[tuple[Factor, Tensor]]:
+        return [(factors[name], anchors[name]) for factors, anchors in self.terms if name in factors]
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name for factors, _ in self.terms for name in factors))
 
     @torch.no_grad()
     def add_gradient(self, parameters: Mapping[str, nn.Parameter], strength: float) -> None:
         """Add λ∇P to the parameters' ``grad``."""
         self.diagonal.add_gradient(parameters, strength)
-        for factors, anchors in self.terms:
-            for name, factor in factors.items():
-                parameter = parameters[name]
-                if parameter.grad is not None and strength:
-                    moved = factor.rotate(parameter.data - anchors[name])
-                    parameter.grad.add_(factor.rotate_back(factor.eigenvalues * moved), alpha=strength)
+        for name in self._names() if strength else ():
+            parameter = parameters[name]
+            if parameter.grad is not None:
+                terms = self._of(name)
+                theta = parameter.data.to(terms[0][1].dtype)
+                parameter.grad.add_(_pull(theta, terms), alpha=-strength)
 
     @torch.no_grad()
     def step(self, parameters: Mapping[str, nn.Parameter], strength: float) -> None:
-        """Take the implicit step of size ηλ = ``strength``, in each term's basis."""
+        """Take the implicit step of size ηλ = ``strength``."""
         self.diagonal.step(parameters, strength)
-        for factors, anchors in self.terms:
-            for name, factor in factors.items():
-                parameter = parameters[name]
-                if parameter.requires_grad and strength:
-                    moved = factor.rotate(parameter.data - anchors[name]) / (1 + strength * factor.eigenvalues)
-                    parameter.data.copy_(anchors[name] + factor.rotate_back(moved))
+        for name in self._names() if strength else ():
+            parameter = parameters[name]
+            if parameter.requires_grad:
+                theta = parameter.data.to(self._of(name)[0][1].dtype)
+                parameter.data.copy_(theta + _implicit_move(theta, self._of(name), strength))
 
     def stored_floats(self) -> int:
         """Two bases, eigenvalues and weights per task, and the diagonal."""
@@ -218,6 +212,46 @@ class KroneckerPenalty:
             G, A, eigenvalues = (_part(part, kind) for kind in ("G.", "A.", "eigenvalues."))
             factors = {name: Factor(G[name], A[name], eigenvalues[name]) for name in G}
             self.terms.append((factors, _part(part, "anchor.")))
+
+
+def _times(factor: Factor, moved: Tensor) -> Tensor:
+    """F times a weight's displacement."""
+    return factor.rotate_back(factor.eigenvalues * factor.rotate(moved))
+
+
+def _pull(theta: Tensor, terms: list[tuple[Factor, Tensor]]) -> Tensor:
+    """Σ F_i (θ_i − θ)."""
+    return torch.stack([_times(factor, anchor - theta) for factor, anchor in terms]).sum(0)
+
+
+def _implicit_move(theta: Tensor, terms: list[tuple[Factor, Tensor]], strength: float) -> Tensor:
+    """Solve (1 + ηλ ΣF_i) δ = −ηλ Σ F_i (θ − θ_i) for the displacement δ.
+
+    Conjugate gradients, preconditioned in the last term's basis by as many times its eigenvalues as there are terms;
+    one term is solved at once by that.
+    """
+    last = terms[-1][0]
+
+    def precondition(residual: Tensor) -> Tensor:
+        return last.rotate_back(last.rotate(residual) / (1 + strength * len(terms) * last.eigenvalues))
+
+    residual = strength * _pull(theta, terms)
+    move = torch.zeros_like(theta)
+    if len(terms) == 1:
+        return precondition(residual)
+    direction = preconditioned = precondition(residual)
+    product, goal = (residual * preconditioned).sum(), TOLERANCE * residual.norm()
+    for _ in range(MAX_ITERATIONS):
+        if residual.norm() <= goal:
+            break
+        applied = direction + strength * torch.stack([_times(factor, direction) for factor, _ in terms]).sum(0)
+        length = product / (direction * applied).sum()
+        move = move + length * direction
+        residual = residual - length * applied
+        preconditioned = precondition(residual)
+        before, product = product, (residual * preconditioned).sum()
+        direction = preconditioned + product / before * direction
+    return move
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from forgetting.fisher.capture import evaluating
 from forgetting.fisher.engine import Draw, Engine, logits
-from forgetting.fisher.examples import Examples, examples_of
+from forgetting.fisher.examples import Examples, examples_of, rows_of
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -20,18 +21,23 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 
 def single_examples(
-    inputs: Mapping[str, Tensor], labels: Tensor, examples: Examples
-) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    inputs: Mapping[str, Any], labels: Tensor, examples: Examples
+) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Yield a batch's examples as batches of one; packed ones are taken out of their rows."""
     if not examples.packed:
         for row in range(examples.rows):
-            yield {key: value[row : row + 1] for key, value in inputs.items()}, labels[row : row + 1]
+            part = slice(row, row + 1)
+            yield rows_of(inputs, examples.rows, part), labels[part]
         return
     assert examples.spans is not None and examples.width is not None
     for span in examples.spans:
         row = span.start // examples.width
         part = slice(span.start - row * examples.width, span.stop - row * examples.width)
-        per_token = {k: v for k, v in inputs.items() if v.shape == (examples.rows, examples.width)}
+        per_token = {
+            key: value
+            for key, value in inputs.items()
+            if isinstance(value, Tensor) and value.shape[:2] == (examples.rows, examples.width)
+        }
         yield {key: value[row : row + 1, part] for key, value in per_token.items()}, labels[row : row + 1, part]
 
 
@@ -46,7 +52,12 @@ class Autograd(Engine):
     """
 
     def __init__(
-        self, model: nn.Module, parameters: dict[str, nn.Parameter], totals: dict[str, Tensor], draw: Draw, shift: bool
+        self,
+        model: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        totals: dict[str, Tensor],
+        draw: Draw,
+        shift: bool | None,
     ) -> None:
         super().__init__(draw, shift)
         self.model, self.parameters, self.totals = model, parameters, totals
@@ -65,18 +76,18 @@ class Autograd(Engine):
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    def add(self, inputs: dict[str, Tensor], labels: Tensor, limit: int | None) -> None:
+    def add(self, inputs: dict[str, Any], labels: Tensor, limit: int | None) -> None:
         """See Engine."""
-        examples = examples_of(inputs, labels, self.shift)
+        examples = examples_of(inputs, labels)
         if self.draw.estimator == "batched":
             self._add(inputs, labels, examples, limit)
             return
         before = self.examples
         for single, its_labels in single_examples(inputs, labels, examples):
             left = None if limit is None else limit - (self.examples - before)
-            self._add(single, its_labels, Examples(1), left)
+            self._add(single, its_labels, examples_of(single, its_labels), left)
 
-    def _add(self, inputs: dict[str, Tensor], labels: Tensor, examples: Examples, limit: int | None) -> None:
+    def _add(self, inputs: dict[str, Any], labels: Tensor, examples: Examples, limit: int | None) -> None:
         targets = self.targets(labels, examples, limit)
         if targets is None:
             return

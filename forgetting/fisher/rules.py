@@ -1,4 +1,9 @@
-"""Which rule is whose."""
+"""Which rule is whose.
+
+A rule stands for the arithmetic of one class's ``forward``. A subclass with a ``forward`` of its own, or a module
+whose ``forward`` was replaced (by an accelerate hook, say), does something else, and has no rule; nor has any
+parameter beyond those that the arithmetic knows.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +20,30 @@ if TYPE_CHECKING:
 
 Rule = Callable[[nn.Module, "Capture"], Forward]
 
+_BY_FORWARD: dict[Callable[..., object], Rule] = {
+    nn.Linear.forward: linear,
+    nn.Embedding.forward: embedding,
+    nn.LayerNorm.forward: layer_norm,
+    nn.RMSNorm.forward: root_mean_square_norm,
+    nn.modules.batchnorm._BatchNorm.forward: batch_norm,
+    nn.Conv2d.forward: convolution,
+}
+_IN_TRANSFORMERS: dict[str, Rule] = {"Conv1D": linear, "ViTEmbeddings": patch_embeddings}
+_PATCHES = ("cls_token", "mask_token", "position_embeddings")
 
-def rule_for(module: nn.Module) -> Rule | None:
-    """The rule of a module's own parameters, or ``None``."""
-    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-        return linear
-    if isinstance(module, nn.Embedding):
-        return embedding
-    if isinstance(module, nn.LayerNorm):
-        return layer_norm
-    if isinstance(module, nn.RMSNorm):
-        return root_mean_square_norm
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return batch_norm
-    if isinstance(module, nn.Conv2d):
-        return convolution
+
+def rule_for(module: nn.Module) -> tuple[Rule, tuple[str, ...]] | None:
+    """The rule of a module's own parameters and their local names, or ``None``."""
+    kind = type(module)
+    if "forward" in module.__dict__:
+        return None
+    if (rule := _BY_FORWARD.get(kind.forward)) is not None:
+        return rule, ("weight", "bias")
+    if not kind.__module__.startswith("transformers."):
+        return None
+    if kind.__name__ in _IN_TRANSFORMERS:
+        return _IN_TRANSFORMERS[kind.__name__], _PATCHES if kind.__name__ == "ViTEmbeddings" else ("weight", "bias")
     own = [name for name, _ in module.named_parameters(recurse=False)]
-    if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"]:
-        return scale_norm
-    if type(module).__name__ == "ViTEmbeddings":
-        return patch_embeddings
+    if kind.__name__.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"]:
+        return scale_norm, ("weight",)
     return None

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from forgetting.fisher.estimators import ESTIMATORS, Estimator
 
-UNIT = "sequence"
 FORMAT = "forgetting.diagonal_fisher"
 
 
@@ -34,15 +33,24 @@ class DiagonalFisher:
     tokens: int
     samples: int | None = None
 
+    @property
+    def unit(self) -> str:
+        """What is squared: the gradient of an example (a sequence), or of a batch's mean, or of a position."""
+        return {"batched": "batch", "positionwise": "position"}.get(self.estimator, "example")
+
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, at once and whole; its metadata tell the estimator, unit and counts."""
+        """Write a safetensors file, at once and whole; its metadata tell the estimator, unit and counts.
+
+        Raises:
+            OSError, SafetensorError: if it cannot be written.
+        """
         from safetensors.torch import save_file
 
         about = {
             "format": FORMAT,
             "estimator": self.estimator,
             "samples": self.samples,
-            "unit": "batch" if self.estimator == "batched" else UNIT,
+            "unit": self.unit,
             "normalisation": "mean over units",
             "examples": self.examples,
             "tokens": self.tokens,
@@ -50,8 +58,12 @@ class DiagonalFisher:
         path = Path(path)
         partial = path.with_name(path.name + ".tmp")
         values = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
-        save_file(values, partial, metadata={"about": json.dumps(about)})
-        partial.replace(path)
+        try:
+            save_file(values, partial, metadata={"about": json.dumps(about)})
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module | None = None) -> DiagonalFisher:

@@ -88,13 +88,13 @@ class EWC(Mitigation[EWCOptions]):
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""
-        from forgetting.fisher import NoRule
         from forgetting.fisher.capture import Capture, select_parameters
 
         if self.options.strength > 0 and self.options.estimator != "batched":
             try:
-                Capture(model, select_parameters(model, None), lambda name, uses: None)
-            except NoRule as error:
+                with Capture(model, select_parameters(model, None), lambda name, uses: None):
+                    pass
+            except ValueError as error:
                 raise UsageError(f"mitigation 'ewc': {error}") from None
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
@@ -130,11 +130,15 @@ class EWC(Mitigation[EWCOptions]):
         parameters = dict(model.named_parameters())
         if isinstance(self.penalty, KroneckerPenalty):
             kronecker = kfac_fisher(model, batches, estimator=self.options.estimator, **draw)
-            self.penalty.consolidate(kronecker, parameters)
+            self.penalty.consolidate(kronecker, parameters, self._weight(kronecker.diagonal.examples))
         else:
             fisher = diagonal_fisher(model, batches, estimator=self.options.estimator, **draw)
-            self.penalty.consolidate(fisher, parameters)
+            self.penalty.consolidate(fisher, parameters, self._weight(fisher.examples))
         self._consolidated += 1
+
+    def _weight(self, examples: int) -> float:
+        """Kirkpatrick's F is a sum over examples."""
+        return float(examples) if self.options.convention == "kirkpatrick" else 1.0
 
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Convert the strength: other conventions depend on the task's size."""
@@ -149,7 +153,6 @@ class EWC(Mitigation[EWCOptions]):
                 self.options.convention,
                 tokens=predicted / len(features),
                 examples=len(features),
-                fisher_examples=self.options.examples,
             )
         return model
 

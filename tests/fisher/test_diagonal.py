@@ -233,7 +233,7 @@ def test_nothing_to_predict_or_to_train_raises() -> None:
     model, batch = FAMILIES["llama-tied"]()
     with pytest.raises(ValueError, match="no example has a predicted label"):
         diagonal_fisher(model, [{**batch, "labels": torch.full_like(batch["labels"], -100)}])
-    with pytest.raises(ValueError, match="a batch has no 'labels', only input_ids, attention_mask"):
+    with pytest.raises(ValueError, match="a batch has no tensor 'labels', only input_ids, attention_mask"):
         diagonal_fisher(model, [{key: value for key, value in batch.items() if key != "labels"}])
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter requires a gradient"):

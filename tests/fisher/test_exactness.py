@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from typing import Any
 
@@ -13,7 +14,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from forgetting.fisher import DiagonalFisher, diagonal_fisher
+from forgetting.fisher import DiagonalFisher, NoRule, diagonal_fisher
+from forgetting.fisher.capture import Capture
+from forgetting.fisher.estimators import shifts_labels
+from forgetting.fisher.examples import Spans
+from forgetting.fisher.uses import Product, loop_product_squares
 from forgetting.tasks.encode import Collator, pack
 from tests.fisher.families import FAMILIES, Batch, llama, ready, text
 
@@ -107,10 +112,25 @@ def test_padding_on_either_side_and_none_agree(family: str) -> None:
         for key, value in batch.items()
     }
     left["position_ids"] = (left["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    assert_equal(fisher(model, [left]).values, expected.values)
+    for backend in ("torch", "reference"):
+        ours = fisher(model, [left], backend=backend)
+        assert ours.tokens == expected.tokens
+        assert_equal(ours.values, expected.values)
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "gpt2-tied", "qwen2", "lora"])
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("estimator", ["empirical", "sample"])
+def test_labels_at_padding_are_nobodys_to_predict(estimator: str, backend: str) -> None:
+    model, batch = FAMILIES["llama-tied"]()
+    careless = {**batch, "labels": batch["input_ids"].clone()}
+    careful = {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+    ours = fisher(model, [careless], estimator=estimator, backend=backend)
+    expected = fisher(model, [careful], estimator=estimator, backend=backend)
+    assert ours.tokens == expected.tokens
+    assert_equal(ours.values, expected.values)
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "llama-untied", "gpt2-tied", "qwen2", "qwen3", "lora"])
 @pytest.mark.parametrize("layout", ["collator", "position_ids", "cu_seq_lens_q"])
 def test_packing_agrees_with_rows(family: str, layout: str) -> None:
     model, batch = FAMILIES[family]()
@@ -270,3 +290,128 @@ def test_half_precision_is_near() -> None:
         for name, value in near.items():
             assert value.dtype == torch.float32
             assert float((value - exact[name]).abs().max()) < tolerance * float(exact[name].max()), name
+
+
+class SequenceFirst(nn.Module):
+    """Tokens before rows: nothing tells the two apart where there are as many of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.inner, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.inner(self.tokens(input_ids).transpose(0, 1))).transpose(0, 1))
+
+
+def test_as_many_rows_as_tokens_are_not_confused() -> None:
+    ids = torch.randint(0, 9, (4, 4), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"layer inner sees a tensor of shape \(4, 2, '…'\) in a batch of 2"):
+        fisher(SequenceFirst().double(), [{"input_ids": ids, "labels": ids}], shift_labels=True)
+    model, _ = FAMILIES["gpt2-tied"]()
+    batch = {"input_ids": ids, "labels": ids}
+    for limit in (None, 3):
+        ours = fisher(model, [batch], max_examples=limit)
+        oracle = fisher(model, [batch], max_examples=limit, backend="reference")
+        assert ours.examples == oracle.examples == (limit or 4)
+        assert_equal(ours.values, oracle.values)
+
+
+def test_an_experts_tokens_are_not_taken_for_examples() -> None:
+    class Expert(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.expert = nn.Embedding(9, 4), nn.Linear(4, 9)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            x = self.tokens(input_ids)
+            chosen = x.flatten(0, 1)[:3]  # as many as there are rows
+            return x.new_zeros(*input_ids.shape, 9) + self.expert(chosen).sum(0)
+
+    ids = torch.randint(0, 9, (3, 5))
+    with pytest.raises(ValueError, match="layer expert sees a tensor of shape"):
+        fisher(Expert().double(), [{"input_ids": ids, "labels": ids}], shift_labels=True)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        type("Scaled", (nn.Linear,), {"forward": lambda self, x: 2 * nn.Linear.forward(self, x)})(4, 3),
+        torch.nn.utils.weight_norm(nn.Linear(4, 3)),
+    ],
+    ids=["subclass", "weight-norm"],
+)
+def test_a_layer_that_only_looks_like_a_known_one_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(NoRule, match="no rule for"):
+        fisher(nn.Sequential(layer).double(), [(torch.randn(2, 4), torch.tensor([0, 1]))])  # type: ignore[list-item]
+
+
+def test_a_replaced_forward_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    original = model[0].forward
+    model[0].forward = lambda x: 3 * original(x)  # type: ignore[method-assign]
+    with pytest.raises(NoRule, match="of a Linear, whose forward was replaced"):
+        fisher(model.double(), [(torch.randn(2, 4), torch.tensor([0, 1]))])  # type: ignore[list-item]
+
+
+def test_batches_may_be_made_by_the_model_itself() -> None:
+    model, batch = FAMILIES["gpt2-tied"]()
+
+    def generated() -> Iterator[Batch]:
+        for _ in range(2):
+            assert model(input_ids=batch["input_ids"][:1]).logits.shape[0] == 1
+            yield batch
+
+    assert_equal(fisher(model, generated()).values, fisher(model, [batch]).values)  # type: ignore[arg-type]
+
+
+def test_autocast_around_it_does_not_round_the_products() -> None:
+    torch.manual_seed(0)
+    model, pair = nn.Linear(8, 3), (torch.randn(6, 8), torch.tensor([0, 1, 2, 0, 1, 2]))
+    expected = fisher(model, [pair], accumulate_dtype=torch.float32).values["weight"]  # type: ignore[list-item]
+    x, G = pair[0], torch.softmax(model(pair[0]), 1).detach() - nn.functional.one_hot(pair[1], 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = torch.zeros(3, 8)
+        capture = Capture(model, dict(model.named_parameters()), lambda name, uses: loop_product_squares(total, uses))  # type: ignore[arg-type]
+        capture._tell("weight", [Product(G, x, Spans.rows(6, 1))])
+    torch.testing.assert_close(total / 6, expected)
+
+
+def test_inputs_that_are_no_tensors_reach_the_model() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 3)
+
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return self.linear(x * scale)
+
+    model, x, y = Scaled().double(), torch.randn(2, 2, dtype=torch.float64), torch.tensor([0, 2])
+    scaled = fisher(model, [{"x": x, "scale": 3.0, "labels": y}])  # type: ignore[dict-item]
+    assert_equal(scaled.values, fisher(model, [{"x": 3 * x, "labels": y}]).values)
+
+
+def test_whether_labels_shift_is_told_by_the_class_or_asked_for() -> None:
+    names = {name: shifts_labels(family()[0]) for name, family in FAMILIES.items()}
+    causal = {"llama-tied", "llama-untied", "qwen2", "qwen3", "gpt2-tied", "gpt2-untied", "lora"}
+    assert {name for name, shifts in names.items() if shifts} == causal
+    with pytest.raises(ValueError, match="shift_labels: the model's class does not tell"):
+        fisher(SequenceFirst().double(), [{"input_ids": torch.ones(2, 3).long(), "labels": torch.ones(2, 3).long()}])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((torch.randn(2, 4), torch.tensor([0, 1]), torch.tensor([0, 1])), "a batch has 3 parts"),
+        ((torch.randn(2, 4), torch.tensor([0, 3])), r"labels of shape \(2,\) up to 3"),
+        ((torch.randn(2, 4), torch.tensor([0.0, 1.0])), "labels are torch.float32"),
+    ],
+)
+def test_batches_that_make_no_sense_are_refused(batch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fisher(nn.Linear(4, 3).double(), [batch])
+
+
+def test_a_tied_weight_may_be_named_by_either_name() -> None:
+    model, batch = FAMILIES["llama-tied"]()
+    assert set(fisher(model, [batch], parameters=["lm_head.weight"]).values) == {"model.embed_tokens.weight"}
