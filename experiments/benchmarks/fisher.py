@@ -17,7 +17,7 @@ of every parameter, unit: the sequence. Exact are, besides ours (backend ``torch
 - ``backpack``: SumGradSquared of the Linear layers only: it has no rule for attention's arithmetic, embeddings of
   transformers' models or their norms, so that its price is a lower bound.
 
-``ours sample`` draws the labels from the model, as EWC does by default; its labels differ, so that it has no error here.
+``ours sample`` draws the labels from the model, as EWC does by default: other labels, so that it has no error here.
 Not exact: ``avalanche``, the importances of its EWCPlugin (squares of batch means). Peers are set up outside of what is
 timed, and the order within a repeat is drawn anew. Errors are relative to the oracle (batch size 1, float64): the sum
 over parameters of absolute differences over the sum of values. Memory is what one call makes the greatest resident size
