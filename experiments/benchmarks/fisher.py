@@ -68,7 +68,17 @@ def make(family: str) -> nn.Module:
     """Four layers of width 256."""
     torch.manual_seed(0)
     if family == "gpt2":
-        gpt2 = GPT2Config(vocab_size=VOCABULARY, n_embd=256, n_layer=4, n_head=4, n_positions=256, use_cache=False)
+        gpt2 = GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=256,
+            n_layer=4,
+            n_head=4,
+            n_positions=256,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            use_cache=False,
+        )
         return GPT2LMHeadModel(gpt2).eval()
     llama = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -160,7 +170,7 @@ def prepare_opacus(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.requires_grad_(False)
-    return GradSampleModule(model, loss_reduction="sum", strict=False)
+    return GradSampleModule(model.train(), loss_reduction="sum", strict=False)  # its hooks ignore a model in eval mode
 
 
 def opacus(model: nn.Module, batch: dict[str, Tensor]) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 import warnings
@@ -74,8 +75,15 @@ def shorten(names: Sequence[str], width: int) -> list[str]:
 
 
 def wrapped(text: str, width: int) -> str:
-    """A mitigation's name over several lines, broken at ``+`` where it can be."""
-    return "\n".join(textwrap.wrap(text.replace("+", "+ "), width, break_on_hyphens=False)).replace("+ ", "+")
+    """A mitigation's name over several lines, broken after ``+`` or ``,`` where it can be."""
+    lines, line = [], ""
+    for part in re.split(r"(?<=[+,])", text):
+        if line and len(line) + len(part) > width:
+            lines.append(line)
+            line = ""
+        line += part
+    lines.append(line)
+    return "\n".join(piece for line in lines for piece in textwrap.wrap(line, width, break_on_hyphens=False) or [""])
 
 
 def state(view: str) -> str:
