@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def training_arguments(config: TrainingConfig, *, seed: int, output: str) -> TrainingArguments:
     """Translate a TrainingConfig; nothing is saved, logged or evaluated behind the run's back."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=output,
         learning_rate=config.learning_rate,
         max_steps=config.steps or -1,
@@ -56,6 +56,9 @@ def training_arguments(config: TrainingConfig, *, seed: int, output: str) -> Tra
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # the Trainer would split batches over all GPUs it sees, and the model lives on one
+    return arguments
 
 
 class _Hooks(TrainerCallback):

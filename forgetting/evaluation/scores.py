@@ -108,13 +108,6 @@ class TaskScorer:
         return items
 
 
-def score_task(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, batch_size: int = 64, max_length: int = 256
-) -> TaskScore:
-    """Score a model on a task's test split once; see :class:`TaskScorer`."""
-    return TaskScorer(task, tokenizer, batch_size=batch_size, max_length=max_length).score(model)
-
-
 def exact_match(generated: str, completion: str) -> float:
     """1 where the texts are the same, surrounding whitespace apart."""
     return float(generated.strip() == completion.strip())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,6 @@ __all__ = ["SUITES", "CapabilityScore", "Suite", "SuiteDefinition", "load_suite"
 PREFERRED_METRICS = ("acc", "exact_match")
 FEWSHOT_SEED = 1234
 """lm-eval's default: the same shots as its command line draws."""
-BOOTSTRAP_SAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,10 @@ class CapabilityScore:
 
     Attributes:
         value: lm-eval's aggregate of the main metric.
-        stderr: Over items: s / √n for a mean, else from 200 bootstrap samples; NaN for a single item.
         items: A value per document, in the documents' order; for perplexities nats per word or byte.
     """
 
     value: float
-    stderr: float
     items: list[float]
 
 
@@ -162,7 +157,7 @@ class _Capability:
                 raw.append(task.process_results(requests[0].doc, responses)[self.metric])
         aggregate = self.tasks[0].aggregation()[self.metric]
         items = [_item(self.metric, value) for value in raw]
-        return CapabilityScore(float(aggregate(raw)), _stderr(raw, items, aggregate), items)
+        return CapabilityScore(float(aggregate(raw)), items)
 
     def _chance(self) -> float:
         """The declared chance, else 1 / number of choices, else 0; the mean over items."""
@@ -221,17 +216,3 @@ def _item(metric: str, raw: Any) -> float:
         return -float(log_prob) / units
     gold, predicted = raw
     return float(gold == predicted)
-
-
-def _stderr(raw: list[Any], items: list[float], aggregate: Callable[[list[Any]], Any]) -> float:
-    from lm_eval.api.metrics import mean
-
-    n = len(items)
-    if n < 2:
-        return math.nan
-    if aggregate is mean:
-        return float(np.std(items, ddof=1) / math.sqrt(n))
-    draws = np.random.default_rng(0).integers(0, n, size=(BOOTSTRAP_SAMPLES, n))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a sample of one class only
-        return float(np.std([aggregate([raw[index] for index in draw]) for draw in draws], ddof=1))

@@ -52,7 +52,7 @@ class PretrainingResult:
 def pretrain(
     output: str | Path,
     *,
-    steps: int = 5000,
+    steps: int = 6000,
     batch_size: int = 16,
     context: int = 128,
     learning_rate: float = 3e-3,

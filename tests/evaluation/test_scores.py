@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from forgetting.errors import UsageError
 from forgetting.evaluation.encoding import encode_pair
-from forgetting.evaluation.scores import TaskScorer, exact_match, rouge_l, score_task, token_f1
+from forgetting.evaluation.scores import TaskScore, TaskScorer, exact_match, rouge_l, token_f1
 from forgetting.tasks.task import Example, Metric, Task
 from tests.evaluation.test_lm import MODELS, TOKENIZER
 from tests.models_for_tests import tiny_llama
@@ -21,6 +21,10 @@ MODEL = MODELS["llama"]
 def task(metric: Metric, examples: list[Example], max_new_tokens: int = 4) -> Task:
     split = tuple(examples)
     return Task("t", split, split, split, metric, max_new_tokens=max_new_tokens)
+
+
+def score_of(scored: Task, max_length: int = 16) -> TaskScore:
+    return TaskScorer(scored, TOKENIZER, batch_size=3, max_length=max_length).score(MODEL)
 
 
 def nats(model: PreTrainedModel, example: Example, completion: str) -> tuple[float, int]:
@@ -49,7 +53,7 @@ def test_accuracy_is_the_argmax_of_summed_log_probabilities() -> None:
         sums = [nats(MODEL, example, choice)[0] for choice in example.choices]
         right.append(float(example.choices[sums.index(max(sums))] == example.completion))
     assert 0 < sum(right) < len(right)
-    score = score_task(MODEL, TOKENIZER, task("accuracy", CHOICES), batch_size=2, max_length=16)
+    score = score_of(task("accuracy", CHOICES))
     assert score.items == right
     assert score.value == pytest.approx(sum(right) / len(right))
 
@@ -57,7 +61,7 @@ def test_accuracy_is_the_argmax_of_summed_log_probabilities() -> None:
 def test_of_equal_choices_the_first_wins() -> None:
     # Unknown words are all the padding token here, so the two choices are the same tokens.
     tied = [Example("w2", " x", (" y", " x")), Example("w2", " y", (" y", " x"))]
-    assert score_task(MODEL, TOKENIZER, task("accuracy", tied), max_length=16).items == [0.0, 1.0]
+    assert score_of(task("accuracy", tied)).items == [0.0, 1.0]
 
 
 def test_perplexity_is_minus_nats_per_token_and_items_recover_it() -> None:
@@ -91,9 +95,9 @@ def test_generations_are_greedy_and_scored_by_each_metric() -> None:
     assert all(texts) and len(words) == 4
     completions = [f" {texts[0]}\n", " w31 w31", " " + " ".join(words[:2]), f" {texts[3]}"]
     examples = [Example(p, c) for p, c in zip(prompts, completions, strict=True)]
-    assert score_task(MODEL, TOKENIZER, task("exact_match", examples), 3, 64).items == [1.0, 0.0, 0.0, 1.0]
+    assert score_of(task("exact_match", examples), 64).items == [1.0, 0.0, 0.0, 1.0]
     for metric, function in (("token_f1", token_f1), ("rouge_l", rouge_l)):
-        score = score_task(MODEL, TOKENIZER, task(metric, examples), 3, 64)  # type: ignore[arg-type]
+        score = score_of(task(metric, examples), 64)  # type: ignore[arg-type]
         assert score.items == [function(t, c) for t, c in zip(texts, completions, strict=True)]
         assert score.items[0] == 1.0 and 0 < score.items[2] < 1
         assert score.value == pytest.approx(sum(score.items) / 4)
@@ -111,7 +115,7 @@ def test_text_metrics_by_hand() -> None:
 def test_a_scorer_serves_many_models_and_leaves_them_as_they_were() -> None:
     scorer = TaskScorer(task("accuracy", CHOICES), TOKENIZER, batch_size=8, max_length=16)
     model = tiny_llama(seed=3).train()
-    assert scorer.score(model).items == score_task(model, TOKENIZER, task("accuracy", CHOICES)).items
+    assert scorer.score(model).items == TaskScorer(task("accuracy", CHOICES), TOKENIZER, 64, 256).score(model).items
     assert scorer.score(MODEL) == scorer.score(MODEL)
     assert model.training and not MODEL.training
 
