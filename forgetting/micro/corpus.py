@@ -21,7 +21,7 @@ MIXTURE: dict[str, float] = {
     "copying": 0.8,
     "patterns": 1.4,
     "translation": 0.9,
-    "sentiment": 2.2,
+    "sentiment": 1.2,
     "instructions": 0.6,
 }
 """Relative number of documents per skill: what is learned the slowest has the most."""

@@ -9,7 +9,7 @@ from forgetting.micro.skills.base import Draw, Skill, comparable, held_out
 
 LARGEST = 20
 OPERATIONS = {"sum": ("{} + {} =", "{} plus {} is"), "difference": ("{} - {} =", "{} minus {} is")}
-NEAR_MISSES = (-4, -3, -2, 2, 3, 4)
+NEAR_MISSES = (-10, -2, -1, 1, 2, 10)
 
 
 class Arithmetic(Skill):
@@ -41,6 +41,6 @@ def calculation(rng: random.Random) -> tuple[str, int, int, int, bool]:
 
 
 def near_misses(result: int) -> list[int]:
-    """Return plausible wrong results: off by 2, 3 or 4, never negative."""
+    """Return plausible wrong results: off by 1, 2 or 10, never negative."""
     wrong = [result + step for step in NEAR_MISSES if result + step >= 0]
     return [number for number in wrong if comparable(str(number), str(result))]
