@@ -30,6 +30,7 @@ import argparse
 import gc
 import importlib.util
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -47,7 +48,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from forgetting.fisher import diagonal_fisher
 from forgetting.fisher.capture import Capture, select_parameters
-from forgetting.fisher.engine import Captured, Draw
+from forgetting.fisher.engine import Captured, Draw, Totals
 from forgetting.fisher.uses import Product, Use, add_squares
 from forgetting.provenance import provenance
 from forgetting.results import write_atomically
@@ -147,7 +148,7 @@ def vmap(model: nn.Module, batch: dict[str, Tensor]) -> Values:
 def einsum(model: nn.Module, batch: dict[str, Tensor]) -> Values:
     """Per-sample gradients of matrices, materialised."""
     chosen = select_parameters(model, None)
-    totals = {name: torch.zeros_like(p) for name, p in chosen.items()}
+    totals = Totals(chosen, torch.float32)
 
     def products(total: Tensor, uses: Sequence[Product]) -> None:
         (use,) = uses
@@ -160,7 +161,7 @@ def einsum(model: nn.Module, batch: dict[str, Tensor]) -> Values:
 
     engine = Captured(Capture(model, chosen, sink), Draw("empirical", 1, None), shift=True)
     engine.run([batch], next(iter(chosen.values())), None, None)
-    return {name: total.div_(engine.examples) for name, total in totals.items()}
+    return totals.mean(engine.examples)
 
 
 def prepare_opacus(model: nn.Module) -> nn.Module:
@@ -327,7 +328,10 @@ def _status(key: str) -> int:
 def memory_apart(cell: str, method: str) -> int:
     """:func:`memory` in a process of its own."""
     command = [sys.executable, __file__, "--memory", cell, method]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    # Tensors are given back to the system as soon as they are freed: else the peak is the allocator's.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(done.stdout.split()[-1])
 
 
 def draw(results: dict[str, Any], methods: list[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from forgetting.fisher.capture import Capture, select_parameters
-from forgetting.fisher.engine import Batch, Captured, Draw, Engine, Progress
+from forgetting.fisher.engine import Batch, Captured, Draw, Engine, Progress, Totals
 from forgetting.fisher.estimators import ESTIMATORS, Estimator, shifts_labels
 from forgetting.fisher.reference import Autograd, in_float64
 from forgetting.fisher.storage import DiagonalFisher
@@ -76,7 +76,7 @@ def diagonal_fisher(
     if backend == "reference":
         model, accumulate_dtype = in_float64(model), torch.float64
     chosen = select_parameters(model, parameters)
-    totals = {name: torch.zeros_like(p, dtype=accumulate_dtype) for name, p in chosen.items()}
+    totals = Totals(chosen, accumulate_dtype)
     shift = shifts_labels(model) if shift_labels is None else shift_labels
     draw = Draw(estimator, samples, generator)
     engine: Engine
@@ -92,7 +92,7 @@ def diagonal_fisher(
     engine.run(batches, next(iter(chosen.values())), max_examples, progress)
     divisor = engine.units if estimator == "batched" else engine.examples
     return DiagonalFisher(
-        values={name: value.div_(divisor) for name, value in totals.items()},
+        values=totals.mean(divisor),
         estimator=estimator,
         samples=samples if estimator == "sample" else None,
         examples=engine.examples,

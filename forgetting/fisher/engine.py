@@ -20,6 +20,29 @@ Batch = Mapping[str, Any] | Sequence[Tensor]
 Progress = Callable[[int, "int | None"], None]
 
 
+class Totals(dict[str, Tensor]):
+    """Sums by parameter, each allocated when the first is added to it.
+
+    By then the backward pass has freed the activations behind it: all at once, beside them, would be the peak.
+
+    Args:
+        parameters: By name.
+        dtype: Of the sums.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.parameters, self.dtype = parameters, dtype
+
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = torch.zeros_like(self.parameters[name], dtype=self.dtype, requires_grad=False)
+        return self[name]
+
+    def mean(self, count: int) -> dict[str, Tensor]:
+        """All sums over ``count``, in the parameters' order; what nothing was added to is zero."""
+        return {name: self[name].div_(count) for name in self.parameters}
+
+
 @dataclass(frozen=True)
 class Draw:
     """Whose labels: see ``diagonal_fisher``."""

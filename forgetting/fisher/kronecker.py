@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from forgetting.fisher.capture import Capture, select_parameters
 from forgetting.fisher.diagonal import Backend, check_arguments, product_squares
-from forgetting.fisher.engine import Batch, Captured, Draw, Progress
+from forgetting.fisher.engine import Batch, Captured, Draw, Progress, Totals
 from forgetting.fisher.estimators import Estimator, shifts_labels
 from forgetting.fisher.examples import compute_dtype
 from forgetting.fisher.storage import DiagonalFisher
@@ -111,7 +111,7 @@ def kfac_fisher(
     blocks = _blocks(model, chosen, max_size)
     products = product_squares(backend, next(iter(chosen.values())).device)
     draw = Draw(estimator, samples, generator)
-    totals = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in chosen.items() if name not in blocks}
+    totals = Totals({name: p for name, p in chosen.items() if name not in blocks}, torch.float32)
     moments = {name: _Moments.zeros(chosen[name]) for name in blocks}
 
     def collect(name: str, uses: list[Use]) -> None:
@@ -145,7 +145,7 @@ def kfac_fisher(
             name: replace(factor, eigenvalues=squares[name] / second.examples) for name, factor in factors.items()
         }
     diagonal = DiagonalFisher(
-        values={name: value.div_(engine.examples) for name, value in totals.items()},
+        values=totals.mean(engine.examples),
         estimator=estimator,
         samples=samples if estimator == "sample" else None,
         examples=engine.examples,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.fisher.capture import evaluating
-from forgetting.fisher.engine import Draw, Engine, logits
+from forgetting.fisher.engine import Draw, Engine, Totals, logits
 from forgetting.fisher.examples import Examples, examples_of, rows_of
 
 
@@ -55,7 +55,7 @@ class Autograd(Engine):
         self,
         model: nn.Module,
         parameters: dict[str, nn.Parameter],
-        totals: dict[str, Tensor],
+        totals: Totals,
         draw: Draw,
         shift: bool | None,
     ) -> None:
@@ -96,6 +96,6 @@ class Autograd(Engine):
         parameters = list(self.parameters.values())
         for gradient, more in self.draw.backwards(targets, output):
             grads = torch.autograd.grad(output, parameters, gradient * scale, retain_graph=more, allow_unused=True)
-            for total, grad in zip(self.totals.values(), grads, strict=True):
+            for name, grad in zip(self.parameters, grads, strict=True):
                 if grad is not None:
-                    total.addcmul_(grad.to(total.dtype), grad.to(total.dtype))
+                    self.totals[name].addcmul_(grad.to(self.totals.dtype), grad.to(self.totals.dtype))
