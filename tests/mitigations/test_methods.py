@@ -88,8 +88,12 @@ def test_ewc_converts_another_conventions_strength_for_each_task(tmp_path: Path)
     mitigation = build_mitigation("ewc:strength=30,examples=4,convention=kirkpatrick")
     model = mitigation.setup(tiny_llama(), context())
     mitigation.before_task(model, TASKS[0])
-    # 16 examples of two predicted tokens each (the word, and the end); the Fisher information is of 4.
-    assert mitigation._strength == pytest.approx(30 * 4 / (2 * 16))  # type: ignore[attr-defined]
+    # 16 examples of two predicted tokens each (the word, and the end); the Fisher information is a sum over 4.
+    assert mitigation._strength == pytest.approx(30 / (2 * 16))  # type: ignore[attr-defined]
+    mean = build_mitigation("ewc:strength=30,examples=4")
+    mean.setup(tiny_llama(), context())
+    for name, value in mean.penalty.fisher.items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(mitigation.penalty.fisher[name], 4 * value)  # type: ignore[attr-defined]
 
 
 def test_ewc_names_parameters_that_have_no_rule() -> None:
