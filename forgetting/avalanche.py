@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -32,8 +33,11 @@ def replay_buffer(sizes: list[int], *, capacity: int, policy: BufferPolicy, seed
         (experience, example) indices of what is kept.
     """
     import torch
-    from avalanche.benchmarks.utils import AvalancheDataset
-    from avalanche.training.storage_policy import ExperienceBalancedBuffer, ReservoirSamplingBuffer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of solvers that Avalanche's dependencies miss, and nothing here needs
+        from avalanche.benchmarks.utils import AvalancheDataset
+        from avalanche.training.storage_policy import ExperienceBalancedBuffer, ReservoirSamplingBuffer
 
     buffer = (ReservoirSamplingBuffer if policy == "reservoir" else ExperienceBalancedBuffer)(capacity)
     with torch.random.fork_rng(devices=[]):  # Avalanche samples with the global generator
