@@ -105,7 +105,7 @@ class EWCPlugin:
     def _consolidate(self, strategy: Any, batches: Iterable[Any]) -> None:
         import torch
 
-        from forgetting.fisher import diagonal_fisher
+        from forgetting.fisher import diagonal_fisher, fisher_weight
 
         fisher = diagonal_fisher(
             _view(strategy.model),
@@ -116,7 +116,7 @@ class EWCPlugin:
             generator=torch.Generator().manual_seed(self.seed * 1000 + self._consolidated),
         )
         values = {name.removeprefix("model."): value for name, value in fisher.values.items()}
-        weight = float(fisher.examples) if self.convention == "kirkpatrick" else 1.0
+        weight = fisher_weight(self.convention, fisher.examples)
         self.penalty.consolidate(replace(fisher, values=values), dict(strategy.model.named_parameters()), weight)
         self._consolidated += 1
 

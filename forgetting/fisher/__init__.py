@@ -3,7 +3,7 @@
 from forgetting.fisher.capture import NoRule
 from forgetting.fisher.diagonal import diagonal_fisher
 from forgetting.fisher.kronecker import KroneckerFisher, kfac_fisher
-from forgetting.fisher.penalty import DiagonalPenalty, KroneckerPenalty, raw_strength
+from forgetting.fisher.penalty import DiagonalPenalty, KroneckerPenalty, fisher_weight, raw_strength
 from forgetting.fisher.storage import DiagonalFisher
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "KroneckerPenalty",
     "NoRule",
     "diagonal_fisher",
+    "fisher_weight",
     "kfac_fisher",
     "raw_strength",
 ]

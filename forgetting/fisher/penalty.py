@@ -57,6 +57,11 @@ def raw_strength(value: float, convention: Convention, *, tokens: float = 1.0, e
     return (2 * value if convention == "avalanche" else value) / tokens
 
 
+def fisher_weight(convention: Convention, examples: int) -> float:
+    """What a mean over so many examples is consolidated with: Kirkpatrick's F is their sum."""
+    return float(examples) if convention == "kirkpatrick" else 1.0
+
+
 class DiagonalPenalty:
     """All diagonal penalties as one quadratic: Σ F_i and Σ F_i θ_i; nothing grows with the number of tasks.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,19 +21,6 @@ ProductSquares = Callable[[Tensor, "Sequence[Product]"], None]
 """Adds Σ_examples (Σ_uses G_eᵀ A_e)∘² to a total of shape (O, I): a backend."""
 
 
-class Use(Protocol):
-    """One use of a parameter."""
-
-    @property
-    def spans(self) -> Spans:
-        """Where the examples lie."""
-        ...
-
-    def example(self, index: int) -> Tensor:
-        """The gradient of one example, in the parameter's shape."""
-        ...
-
-
 @dataclass(frozen=True)
 class Product:
     """A weight whose gradient is Gᵀ A: G (tokens, O) and A (tokens, I)."""
@@ -42,11 +28,6 @@ class Product:
     G: Tensor
     A: Tensor
     spans: Spans
-
-    def example(self, index: int) -> Tensor:
-        """See Use."""
-        span, dtype = list(self.spans)[index], compute_dtype(self.G)
-        return self.G[span].to(dtype).T @ self.A[span].to(dtype)
 
 
 @dataclass(frozen=True)
@@ -58,12 +39,6 @@ class Rows:
     spans: Spans
     size: int
 
-    def example(self, index: int) -> Tensor:
-        """See Use."""
-        span, dtype = list(self.spans)[index], compute_dtype(self.G)
-        zeros = self.G.new_zeros(self.size, self.G.shape[1], dtype=dtype)
-        return zeros.index_add_(0, self.ids[span], self.G[span].to(dtype))
-
 
 @dataclass(frozen=True)
 class Sums:
@@ -71,10 +46,6 @@ class Sums:
 
     values: Tensor
     spans: Spans
-
-    def example(self, index: int) -> Tensor:
-        """See Use."""
-        return self.values[list(self.spans)[index]].to(compute_dtype(self.values)).sum(0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +68,7 @@ class Convolution:
         )
 
     def example(self, index: int) -> Tensor:
-        """See Use."""
+        """The gradient of one example."""
         G, columns = self._parts(index)
         return (G @ columns.mT).view(self.shape)
 
@@ -105,6 +76,9 @@ class Convolution:
         """Squared per position of the output, then summed."""
         G, columns = self._parts(index)
         return (G.square() @ columns.square().mT).view(self.shape)
+
+
+Use = Product | Rows | Sums | Convolution
 
 
 def add_squares(total: Tensor, uses: Sequence[Use], products: ProductSquares, positionwise: bool = False) -> None:
@@ -133,9 +107,10 @@ def add_squares(total: Tensor, uses: Sequence[Use], products: ProductSquares, po
         per_example = sum((use.spans.sums(use.values) for use in sums[1:]), sums[0].spans.sums(sums[0].values))
         total.add_(per_example.square().sum(0).view(total.shape))
         return
-    for index in range(len(uses[0].spans)):
-        gradient = sum((use.example(index) for use in uses[1:]), uses[0].example(index))
-        total.add_(gradient.view(total.shape).square())
+    filters = [use for use in uses if isinstance(use, Convolution)]
+    assert len(filters) == len(uses), "no two rules but those of products and tables share a parameter"
+    for index in range(len(filters[0].G)):
+        total.add_(torch.stack([use.example(index) for use in filters]).sum(0).square())
 
 
 def _add_positionwise(total: Tensor, use: Use) -> None:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from forgetting.fisher.capture import Capture
 
 
+def _channel_sums(values: Tensor, capture: Capture, where: str) -> Sums:
+    """A use per channel, of values (B, C, ...): every position is a token."""
+    flat = values.flatten(2).mT.reshape(-1, values.shape[1]) if values.dim() > 2 else values
+    return Sums(flat, capture.examples.of((len(values), len(flat) // len(values)), where))
+
+
 class _BatchNorm(torch.autograd.Function):
     """y = (x − μ) / √(σ² + ε) ∘ w + b per channel, with running statistics."""
 
@@ -49,9 +55,7 @@ def batch_norm(module: nn.Module, capture: Capture) -> Forward:
     def on_backward(normalised: Tensor, g: Tensor) -> None:
         for name, values in ((weight, normalised * g), (bias, g)):
             if name is not None:
-                flat = values.flatten(2).mT.reshape(-1, values.shape[1]) if values.dim() > 2 else values
-                spans = capture.examples.of((len(g), len(flat) // len(g)), where)
-                capture.record(name, Sums(flat, spans))
+                capture.record(name, _channel_sums(values, capture, where))
 
     def forward(input: Tensor) -> Tensor:
         capture.called(weight, bias)
@@ -102,9 +106,7 @@ def convolution(module: nn.Module, capture: Capture) -> Forward:
             spans = capture.examples.of((len(x), 1), where)
             capture.record(weight, Convolution(g, x, spans, module.weight.shape, unfold, module.groups))
         if bias is not None:
-            flat = g.flatten(2).mT.reshape(-1, g.shape[1])
-            spans = capture.examples.of((len(g), len(flat) // len(g)), where)
-            capture.record(bias, Sums(flat, spans))
+            capture.record(bias, _channel_sums(g, capture, where))
 
     def forward(input: Tensor) -> Tensor:
         capture.called(weight, bias)

@@ -118,7 +118,7 @@ class EWC(Mitigation[EWCOptions]):
         """Protect the present weights."""
         import torch
 
-        from forgetting.fisher import KroneckerPenalty, diagonal_fisher, kfac_fisher
+        from forgetting.fisher import KroneckerPenalty, diagonal_fisher, fisher_weight, kfac_fisher
         from forgetting.trainer import padded_batches
 
         batches = padded_batches(features, self.context.tokenizer, self.context.training.batch_size)
@@ -127,18 +127,14 @@ class EWC(Mitigation[EWCOptions]):
             "max_examples": self.options.examples,
             "generator": torch.Generator().manual_seed(self.context.seed * 1000 + self._consolidated),
         }
-        parameters = dict(model.named_parameters())
+        parameters, convention = dict(model.named_parameters()), self.options.convention
         if isinstance(self.penalty, KroneckerPenalty):
             kronecker = kfac_fisher(model, batches, estimator=self.options.estimator, **draw)
-            self.penalty.consolidate(kronecker, parameters, self._weight(kronecker.diagonal.examples))
+            self.penalty.consolidate(kronecker, parameters, fisher_weight(convention, kronecker.diagonal.examples))
         else:
             fisher = diagonal_fisher(model, batches, estimator=self.options.estimator, **draw)
-            self.penalty.consolidate(fisher, parameters, self._weight(fisher.examples))
+            self.penalty.consolidate(fisher, parameters, fisher_weight(convention, fisher.examples))
         self._consolidated += 1
-
-    def _weight(self, examples: int) -> float:
-        """Kirkpatrick's F is a sum over examples."""
-        return float(examples) if self.options.convention == "kirkpatrick" else 1.0
 
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Convert the strength: other conventions depend on the task's size."""
