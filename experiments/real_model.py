@@ -134,7 +134,7 @@ def paradigms_above(data: Path, output: Path) -> list[str]:
 
 
 def run(config: StudyConfig, folder: Path, workers: int) -> pd.DataFrame:
-    """Run (or continue) a study and write its report."""
+    """Run (or continue) a study; what its runs show."""
     with RunProgress() as progress:
 
         def announce(plan: Plan) -> None:
@@ -142,7 +142,6 @@ def run(config: StudyConfig, folder: Path, workers: int) -> pd.DataFrame:
             progress.expect(plan)
 
         run_study(config, folder, workers=workers, progress=progress.update, on_plan=announce)
-    print_outcome(folder, write_report(folder))
     return summarise(ResultStore(folder))
 
 
@@ -185,6 +184,7 @@ def main() -> None:
     mitigations = ("naive", *chosen.values())
     config = study("reported", reported, mitigations, seeds=arguments.seeds, rate=rate, offset=REPORTED_OFFSET)
     run(config, output / "reported", arguments.workers)
+    print_outcome(output / "reported", write_report(output / "reported"))
 
 
 if __name__ == "__main__":

@@ -76,14 +76,8 @@ def shorten(names: Sequence[str], width: int) -> list[str]:
 
 def wrapped(text: str, width: int) -> str:
     """A mitigation's name over several lines, broken after ``+`` or ``,`` where it can be."""
-    lines, line = [], ""
-    for part in re.split(r"(?<=[+,])", text):
-        if line and len(line) + len(part) > width:
-            lines.append(line)
-            line = ""
-        line += part
-    lines.append(line)
-    return "\n".join(piece for line in lines for piece in textwrap.wrap(line, width, break_on_hyphens=False) or [""])
+    spaced = re.sub(r"([+,])", r"\1 ", text)
+    return re.sub(r"([+,]) ", r"\1", "\n".join(textwrap.wrap(spaced, width, break_on_hyphens=False)))
 
 
 def state(view: str) -> str:
