@@ -197,6 +197,7 @@ def draw(summary: pd.DataFrame) -> None:
             axis.set_xlabel("λ (van de Ven's)")
             axis.set_ylabel("accuracy after the last task (%)")
             axis.set_title(f"{sequence} digits")
+        canvas.suptitle(f"EWC by Fisher estimator; bands: 95 % t intervals over {SEEDS} seeds")
         handles = [axes[0].lines[i] for i in range(len(VARIANTS) + 1)]
         legend_below(canvas, handles, [*VARIANTS, "naive"])
         save(canvas, OUTPUT, "fisher_variants", "EWC over λ by Fisher estimator", "bands: 95 % intervals over seeds")
@@ -228,7 +229,8 @@ def main() -> None:
     summary = summarise(pd.DataFrame(done))
     write_atomically(OUTPUT / "summary.csv", summary.to_csv(index=False).encode())
     write_atomically(OUTPUT / "table.md", table(summary).encode())
-    write_atomically(OUTPUT / "provenance.json", json.dumps(provenance(), indent=1, sort_keys=True).encode())
+    if todo:  # drawing again is not running again
+        write_atomically(OUTPUT / "provenance.json", json.dumps(provenance(), indent=1, sort_keys=True).encode())
     draw(summary)
     print(table(summary))
 
