@@ -117,6 +117,8 @@ def _check_output(output: Path) -> None:
         raise UsageError(f"output {str(output)!r}: the folder {str(output.parent)!r} does not exist; make it first")
     if output.is_dir():
         raise UsageError(f"output {str(output)!r}: is a folder; give a file, such as {output / 'fisher.safetensors'}")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"output {str(output)!r}: is not a file that can be replaced; give another name")
     try:
         with tempfile.TemporaryFile(dir=output.parent):
             pass

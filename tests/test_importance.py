@@ -78,6 +78,8 @@ def test_the_summary_sums_by_block_and_kind() -> None:
         (["--samples", "3", "--estimator", "empirical"], "samples: 3 with estimator 'empirical'"),
         (["--parameters", "*nothing*"], "parameters: '*nothing*' fits none"),
         (["-o", "none/f.safetensors"], "the folder 'none' does not exist"),
+        (["-o", "."], "is a folder; give a file"),
+        (["-o", "/dev/null"], "is not a file that can be replaced"),
         (["--data", "none.txt"], "none.txt"),
         (["--data", "empty.jsonl"], "empty.jsonl"),
         (["--data", "odd.jsonl"], "no column"),
