@@ -96,7 +96,7 @@ class TaskCost(_Record):
         flops: 6 × parameters without embeddings × tokens with padding, as transformers counts the training
             steps (Kaplan 2020); a mitigation's own passes (Fisher, validation) are in the seconds alone.
         seconds: Training wall time, and the mitigation's own work before and after it.
-        train_loss: Mean training loss over the task's last tenth of steps, nats per token.
+        train_loss: Mean training loss over the task's last tenth of steps, nats per token; ``None`` without steps.
         log: (step, loss) as trained.
     """
 
@@ -107,7 +107,7 @@ class TaskCost(_Record):
     truncated: int
     flops: float
     seconds: float
-    train_loss: float
+    train_loss: float | None
     log: list[tuple[int, float]]
 
 

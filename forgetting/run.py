@@ -143,7 +143,7 @@ def run_sequence(
             record.cost.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
             record.cost.stored_floats = max(record.cost.stored_floats, mitigation.stored_floats())
             progress(config.run_id, (position + 0.8) / len(tasks), f"{task.name}, evaluation")
-            evaluation = setting.evaluator.evaluate(model, mitigation.views(model), task)
+            evaluation = setting.evaluator.evaluate(model, mitigation, task)
             save_checkpoint(store.checkpoint_path(config.run_id), position + 1, model, mitigation)
             finish_row(evaluation)
             progress(config.run_id, (position + 1) / len(tasks), f"{task.name}, done")
@@ -220,6 +220,7 @@ def _context(config: RunConfig, setting: Setting) -> RunContext:
         tokenizer=tokenizer,
         training=config.training,
         pretraining=setting.pretraining,
+        tasks=setting.sequence.tasks,
         encode_task=lambda task: encode_examples(tokenizer, task.train, max_length),
         encode_validation=lambda task: encode_examples(tokenizer, task.validation, max_length),
         encode_text=lambda texts: encode_texts(tokenizer, texts, text_length),
@@ -245,16 +246,18 @@ def _train_task(
         features = context.pack(context.encode_task(task))
         dataset = mitigation.train_dataset(ExampleDataset(features), task, seen)
         args = training_arguments(config.training, seed=task_seed(config.seed, position), output=scratch)
+        args = mitigation.training_arguments(args)
         trainer = ContinualTrainer(
             model,
             dataset,
             mitigation,
-            mitigation.training_arguments(args),
+            args,
             setting.base.tokenizer,
             callbacks=mitigation.callbacks(model, task),
             on_step=on_step,
         )
-        trainer.train()
+        if args.max_steps != 0:  # the Trainer would take 0 as no limit
+            trainer.train()
     model = mitigation.after_task(model, task)
     tail = trainer.losses[-max(1, len(trainer.losses) // 10) :]
     cost = TaskCost(
@@ -265,7 +268,7 @@ def _train_task(
         truncated=trainer.truncated,
         flops=trainer.state.total_flos,
         seconds=time.perf_counter() - begun,
-        train_loss=sum(tail) / len(tail),
+        train_loss=sum(tail) / len(tail) if tail else None,
         log=[(step, round(loss, 6)) for step, loss in enumerate(trainer.losses, start=1)],
     )
     return model, cost

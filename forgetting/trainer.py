@@ -18,7 +18,7 @@ from transformers import (
 
 from forgetting.errors import RunFailed
 from forgetting.mitigations.base import Mitigation
-from forgetting.tasks.encode import Collator
+from forgetting.tasks.encode import IGNORED, Collator
 from forgetting.tasks.mixing import SOURCES
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class ContinualTrainer(Trainer):
         self.examples: Counter[str] = Counter()
         self.truncated = 0
         self._step_loss = 0.0
+        self._step_batches: list[tuple[dict[str, torch.Tensor], torch.Tensor | int | None]] = []
         super().__init__(
             model=model,
             args=args,
@@ -124,6 +125,21 @@ class ContinualTrainer(Trainer):
             callbacks=[_Hooks(self, on_step), *(callbacks or [])],
         )
         self.remove_callback(PrinterCallback)  # it prints a line per task among the study's progress
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, with the mitigation's multiples of the learning rate."""
+        optimizer = super().create_optimizer(model)
+        rates = self.mitigation.learning_rates(self._trained)
+        multiples = {p: rates[name] for name, p in self._trained.named_parameters() if name in rates}
+        for group in list(optimizer.param_groups) if multiples else ():
+            by_multiple: dict[float, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                by_multiple.setdefault(multiples.get(parameter, 1.0), []).append(parameter)
+            optimizer.param_groups.remove(group)
+            for multiple, parameters in by_multiple.items():
+                learning_rate = group["lr"] * multiple
+                optimizer.add_param_group({**group, "params": parameters, "lr": learning_rate, "multiple": multiple})
+        return optimizer
 
     def training_step(
         self,
@@ -140,11 +156,19 @@ class ContinualTrainer(Trainer):
             self.tokens[SOURCES[source]] += length
         if num_items_in_batch is not None and int(num_items_in_batch) == 0:
             num_items_in_batch = torch.ones_like(torch.as_tensor(num_items_in_batch))
+        self._step_batches.append((inputs, num_items_in_batch))
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss += float(loss)
         if self.accelerator.sync_gradients:
-            self.mitigation.after_backward(self._trained)
+            self.mitigation.after_backward(self._trained, self._gradients_again)
+            self._step_batches.clear()
         return loss
+
+    def _gradients_again(self) -> None:
+        """Compute the step's gradients anew, at the present weights."""
+        self._trained.zero_grad(set_to_none=True)
+        for inputs, num_items_in_batch in self._step_batches:
+            super().training_step(self._trained, inputs, num_items_in_batch)
 
     def compute_loss(
         self,
@@ -155,13 +179,24 @@ class ContinualTrainer(Trainer):
     ) -> Any:
         """The model's loss, as the mitigation changes it."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        loss = self.mitigation.loss(self._trained, inputs, outputs, loss)
+        share = 1.0
+        if self.args.gradient_accumulation_steps > 1 and num_items_in_batch is not None:
+            share = int((inputs["labels"][:, 1:] != IGNORED).sum()) / int(num_items_in_batch)
+        if share in (0.0, 1.0):  # exactly: dividing and multiplying would round
+            loss = self.mitigation.loss(self._trained, inputs, outputs, loss)
+        else:
+            loss = self.mitigation.loss(self._trained, inputs, outputs, loss / share) * share
         if not torch.isfinite(loss):
             raise RunFailed(
                 f"loss is {float(loss.detach())} at step {self.state.global_step + 1} "
                 f"(learning rate {self._get_learning_rate():g}); lower the learning rate"
             )
         return (loss, outputs) if return_outputs else loss
+
+    def base_learning_rate(self) -> float:
+        """The present rate, before the mitigation's multiples."""
+        assert self.optimizer is not None
+        return float(self._get_learning_rate() / self.optimizer.param_groups[0].get("multiple", 1.0))
 
     def end_step(self, step: int) -> None:
         """Log the step's loss."""

@@ -13,12 +13,10 @@ from forgetting.evaluation.suite import load_suite
 from forgetting.results import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from contextlib import AbstractContextManager
-
     from transformers import PreTrainedModel
 
     from forgetting.config import EvaluationConfig
+    from forgetting.mitigations import Mitigation
     from forgetting.models import LoadedModel
     from forgetting.tasks.pretraining import PretrainingText
     from forgetting.tasks.task import Sequence, Task
@@ -80,7 +78,7 @@ class Evaluator:
     def base_row(self) -> Evaluation:
         """Row 0, measured once per evaluator: every run of a study starts from the same base model."""
         if self._base_evaluation is None:
-            self._base_evaluation = self.evaluate(self.base.model, {}, None)
+            self._base_evaluation = self.evaluate(self.base.model, None, None)
         return self._base_evaluation
 
     def estimate_seconds(self) -> float:
@@ -95,22 +93,20 @@ class Evaluator:
         items = sum(len(t.test) for t in self.sequence.tasks) + sum(c.n for c in self.suite.capabilities())
         return per_item * items
 
-    def evaluate(
-        self, model: PreTrainedModel, views: Mapping[str, AbstractContextManager], task: Task | None
-    ) -> Evaluation:
+    def evaluate(self, model: PreTrainedModel, mitigation: Mitigation | None, task: Task | None) -> Evaluation:
         """Measure a row.
 
         Args:
-            model: To be scored as it stands, and within each of ``views``.
-            views: Contexts that put the model into another state (``adapter_off``).
+            model: To be scored as it stands, and within each of the mitigation's views.
+            mitigation: What it is trained with; ``None`` for the base.
             task: What it was last trained on, whose inputs are a text of drift; ``None`` for the base.
         """
         begun = time.perf_counter()
-        R, G, items = self._scores(model)
+        R, G, items = self._scores(model, mitigation)
         row = Row(R=R, G=G, evaluation_seconds=0.0)
-        for name, view in views.items():
+        for name, view in (mitigation.views(model) if mitigation else {}).items():
             with view:
-                view_R, view_G, _ = self._scores(model)
+                view_R, view_G, _ = self._scores(model, None)
             row.views[name] = {"R": view_R, "G": view_G}
         if self.drift is not None:
             row.drift = self.drift.measure(model, {"task_inputs": list(task.test)} if task else None)
@@ -118,10 +114,18 @@ class Evaluator:
         row.evaluation_seconds = time.perf_counter() - begun
         return Evaluation(row, items)
 
-    def _scores(self, model: PreTrainedModel) -> tuple[list[float], list[float], RowItems]:
+    def _scores(
+        self, model: PreTrainedModel, mitigation: Mitigation | None
+    ) -> tuple[list[float], list[float], RowItems]:
         was_training = model.training
         model.eval()
-        tasks = {task.name: scorer.score(model) for task, scorer in zip(self.sequence.tasks, self.scorers, strict=True)}
+        tasks = {}
+        for task, scorer in zip(self.sequence.tasks, self.scorers, strict=True):
+            if mitigation is not None and mitigation.task_oracle:
+                with mitigation.scoring(model, task):
+                    tasks[task.name] = scorer.after(mitigation.demonstrations(task)).score(model)
+            else:
+                tasks[task.name] = scorer.score(model)
         capabilities = self.suite.evaluate(model, self.base.tokenizer, batch_size=self.config.batch_size)
         model.train(was_training)
         items: RowItems = {

@@ -6,8 +6,8 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +58,8 @@ class TaskScorer:
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int, max_length: int) -> None:
         self.task = task
+        self._remake = partial(TaskScorer, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+        self._after: tuple[str, TaskScorer] | None = None
         self.weights = [1.0] * len(task.test)
         self._gold: list[int] = []
         self._choices: list[int] = []
@@ -85,6 +87,15 @@ class TaskScorer:
         if task.metric == "perplexity":
             counts = self._likelihoods.counts
             self.weights = (counts / counts.mean()).tolist()
+
+    def after(self, text: str) -> TaskScorer:
+        """Return a scorer of the same items with ``text`` before every prompt; the latest one is kept."""
+        if not text:
+            return self
+        if self._after is None or self._after[0] != text:
+            test = tuple(replace(example, prompt=text + example.prompt) for example in self.task.test)
+            self._after = text, self._remake(replace(self.task, test=test))
+        return self._after[1]
 
     def score(self, model: PreTrainedModel) -> TaskScore:
         """Score a model; it is left in the mode it was in."""

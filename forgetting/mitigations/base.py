@@ -5,8 +5,8 @@ A mitigation is never told which task is being tested. What came before task 1 i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -40,6 +40,7 @@ class RunContext:
         training: How tasks are trained.
         pretraining: Text like the base model's pretraining data, split into train, validation and held-out;
             the held-out part is for measuring only.
+        tasks: Every task of the run, in order: for references (joint training); a mitigation that looks ahead is one.
         encode_task: Training features of a task's training split (``forgetting.tasks.encode``).
         encode_validation: The same of its validation split.
         encode_text: Features of documents, every token carrying loss.
@@ -50,6 +51,7 @@ class RunContext:
     tokenizer: PreTrainedTokenizerBase
     training: TrainingConfig
     pretraining: PretrainingText
+    tasks: tuple[Task, ...]
     encode_task: Callable[[Task], Features]
     encode_validation: Callable[[Task], Features]
     encode_text: Callable[[Sequence[str]], Features]
@@ -70,6 +72,8 @@ class Mitigation(Generic[OptionsT]):
         cost: Extra forward passes per step and floats stored, in words.
         Options: Its options; every field has a description.
         null: Options under which a run equals naive bit for bit, or ``None`` where there are none.
+        reference: Whether it is a bound to compare with, which a learner of one task after the other cannot reach.
+        task_oracle: Whether it is told which task is tested (``scoring``, ``demonstrations``), as no other method is.
     """
 
     summary: ClassVar[str]
@@ -78,6 +82,8 @@ class Mitigation(Generic[OptionsT]):
     cost: ClassVar[str] = "none"
     Options: ClassVar[type[Options]] = Options
     null: ClassVar[dict[str, Any] | None] = None
+    reference: ClassVar[bool] = False
+    task_oracle: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -102,8 +108,12 @@ class Mitigation(Generic[OptionsT]):
         return dataset
 
     def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
-        """Change how a task is trained (learning rate, steps)."""
+        """Change how a task is trained (learning rate, steps); ``max_steps=0`` trains nothing."""
         return args
+
+    def learning_rates(self, model: PreTrainedModel) -> dict[str, float]:
+        """Multiples of the learning rate by parameter name; 1 where a name is left out."""
+        return {}
 
     def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
         """Callbacks for the task's trainer (early stopping)."""
@@ -112,11 +122,18 @@ class Mitigation(Generic[OptionsT]):
     def loss(
         self, model: PreTrainedModel, batch: dict[str, torch.Tensor], outputs: Any, loss: torch.Tensor
     ) -> torch.Tensor:
-        """Add to the training loss (distillation); ``loss`` is a scalar, in nats per token."""
+        """Add to the training loss (distillation); ``loss`` is a scalar, the batch's mean in nats per token.
+
+        What is added is a mean too: the trainer weighs a batch by its tokens where several make one step.
+        """
         return loss
 
-    def after_backward(self, model: PreTrainedModel) -> None:
-        """Change the accumulated gradients, before they are clipped; once per optimizer step."""
+    def after_backward(self, model: PreTrainedModel, again: Callable[[], None]) -> None:
+        """Change the accumulated gradients, before they are clipped; once per optimizer step.
+
+        ``again`` computes them anew at the present weights, from the step's batches and every part's ``loss``; what
+        other parts did to the gradients after the backward pass is then gone.
+        """
 
     def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
         """Change the weights after the optimizer's step, taken with ``learning_rate``."""
@@ -128,6 +145,14 @@ class Mitigation(Generic[OptionsT]):
     def views(self, model: PreTrainedModel) -> dict[str, AbstractContextManager]:
         """Other states in which to score the model (``adapter_off``), as contexts to score within."""
         return {}
+
+    def scoring(self, model: PreTrainedModel, task: Task) -> AbstractContextManager:
+        """The state in which ``task``'s test split is scored (its own adapter); for a ``task_oracle`` only."""
+        return nullcontext()
+
+    def demonstrations(self, task: Task) -> str:
+        """Text put before every prompt of ``task``'s test split (examples in context); for a ``task_oracle`` only."""
+        return ""
 
     def stored_floats(self) -> int:
         """Numbers kept for later tasks, beyond the model's own parameters."""
@@ -152,6 +177,8 @@ class Compose(Mitigation[Options]):
     def __init__(self, parts: Sequence[Mitigation]) -> None:
         super().__init__(Options())
         self.parts = list(parts)
+        self.reference = any(part.reference for part in self.parts)  # type: ignore[misc]  # the whole is what a part is
+        self.task_oracle = any(part.task_oracle for part in self.parts)  # type: ignore[misc]
         for part in self.parts:
             part.check(self.parts)
 
@@ -185,6 +212,14 @@ class Compose(Mitigation[Options]):
             args = part.training_arguments(args)
         return args
 
+    def learning_rates(self, model: PreTrainedModel) -> dict[str, float]:
+        """See Mitigation; several parts' multiples of one parameter's rate are multiplied."""
+        rates: dict[str, float] = {}
+        for part in self.parts:
+            for name, multiple in part.learning_rates(model).items():
+                rates[name] = rates.get(name, 1.0) * multiple
+        return rates
+
     def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
         """See Mitigation."""
         return [callback for part in self.parts for callback in part.callbacks(model, task)]
@@ -197,10 +232,10 @@ class Compose(Mitigation[Options]):
             loss = part.loss(model, batch, outputs, loss)
         return loss
 
-    def after_backward(self, model: PreTrainedModel) -> None:
+    def after_backward(self, model: PreTrainedModel, again: Callable[[], None]) -> None:
         """See Mitigation."""
         for part in self.parts:
-            part.after_backward(model)
+            part.after_backward(model, again)
 
     def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
         """See Mitigation."""
@@ -216,6 +251,18 @@ class Compose(Mitigation[Options]):
     def views(self, model: PreTrainedModel) -> dict[str, AbstractContextManager]:
         """See Mitigation."""
         return {name: view for part in self.parts for name, view in part.views(model).items()}
+
+    @contextmanager
+    def scoring(self, model: PreTrainedModel, task: Task) -> Iterator[None]:
+        """See Mitigation."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.scoring(model, task))
+            yield
+
+    def demonstrations(self, task: Task) -> str:
+        """See Mitigation."""
+        return "".join(part.demonstrations(task) for part in self.parts)
 
     def stored_floats(self) -> int:
         """See Mitigation."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -152,7 +152,7 @@ class EWC(Mitigation[EWCOptions]):
             )
         return model
 
-    def after_backward(self, model: PreTrainedModel) -> None:
+    def after_backward(self, model: PreTrainedModel, again: Callable[[], None]) -> None:
         """Add the penalty's gradient, where that is asked for."""
         if self.options.update == "gradient":
             self.penalty.add_gradient(dict(model.named_parameters()), self._strength)

@@ -49,6 +49,7 @@ def context(seed: int = 0) -> RunContext:
         tokenizer=TOKENIZER,
         training=TRAINING,
         pretraining=PretrainingText(train=TEXT[:16], validation=TEXT[16:20], held_out={"text": TEXT[20:]}, notes={}),
+        tasks=tuple(TASKS),
         encode_task=lambda task: encode_examples(TOKENIZER, task.train, TRAINING.max_length),
         encode_validation=lambda task: encode_examples(TOKENIZER, task.validation, TRAINING.max_length),
         encode_text=lambda texts: encode_texts(TOKENIZER, texts, TRAINING.max_length),
@@ -65,7 +66,8 @@ def train_one(
     dataset = mitigation.train_dataset(ExampleDataset(mitigation.context.encode_task(task)), task, seen)
     args = mitigation.training_arguments(training_arguments(TRAINING, seed=position, output=str(tmp_path)))
     trainer = ContinualTrainer(model, dataset, mitigation, args, TOKENIZER, mitigation.callbacks(model, task))
-    trainer.train()
+    if trainer.args.max_steps != 0:
+        trainer.train()
     return mitigation.after_task(model, task), trainer
 
 
