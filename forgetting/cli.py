@@ -26,10 +26,13 @@ micro = typer.Typer(help="The embedded world: its generator and its pretrained m
 app.add_typer(micro, name="micro")
 
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the cores are divided among them.")]
+Hours = Annotated[float | None, typer.Option(min=0, help="Begin no run after so many hours; resume later.")]
 Wandb = Annotated[str | None, typer.Option("--wandb", help="Log to this wandb project too (offline if need be).")]
 
 
-def _study(folder: Path, config: StudyConfig, *, workers: int, wandb: str | None) -> None:
+def _study(
+    folder: Path, config: StudyConfig, *, workers: int, wandb: str | None = None, hours: float | None = None
+) -> None:
     """Plan, run with progress, report; exit code 1 where a run failed."""
     from forgetting.display import RunProgress, print_outcome, print_plan
     from forgetting.report import write_report
@@ -48,8 +51,11 @@ def _study(folder: Path, config: StudyConfig, *, workers: int, wandb: str | None
             progress=progress.update,
             wandb_project=wandb,
             on_plan=announce,
+            hours=hours,
         )
     print_outcome(folder, write_report(folder))
+    if missing := len(config.runs()) - len(records):
+        typer.echo(f"{missing} runs were not begun within {hours:g} hours; continue with: forgetting resume {folder}")
     if any(record.status == "failed" for record in records):
         raise typer.Exit(1)
 
@@ -63,7 +69,7 @@ def demo(
     """Run the embedded model over five tasks under every headline mitigation: table, figures, HTML report."""
     from forgetting.demo import demo_study
 
-    _study(output, demo_study(seeds), workers=workers, wandb=None)
+    _study(output, demo_study(seeds), workers=workers)
 
 
 @app.command()
@@ -100,6 +106,7 @@ def run(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the study (default: results/<name>).")] = None,
     workers: Workers = 1,
+    hours: Hours = None,
     wandb: Wandb = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code that came with the model run. Dangerous.")
@@ -158,7 +165,7 @@ def run(
 
         print_plan(plan_study(config, folder), folder)
         return
-    _study(folder, config, workers=workers, wandb=wandb)
+    _study(folder, config, workers=workers, wandb=wandb, hours=hours)
 
 
 def _scalar(text: str) -> Any:
@@ -185,12 +192,13 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of a study that was begun.")],
     workers: Workers = 1,
+    hours: Hours = None,
     wandb: Wandb = None,
 ) -> None:
     """Continue a study after a crash, a kill or a full disk, from each run's last finished task."""
     from forgetting.results import ResultStore
 
-    _study(folder, ResultStore.existing(folder).config(), workers=workers, wandb=wandb)
+    _study(folder, ResultStore.existing(folder).config(), workers=workers, wandb=wandb, hours=hours)
 
 
 @app.command()

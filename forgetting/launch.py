@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import threading
@@ -70,6 +71,7 @@ def launch(
     workers: int = 1,
     progress: Progress | None = None,
     wandb_project: str | None = None,
+    hours: float | None = None,
 ) -> None:
     """Run all, in order; what is finished is in the store whatever happens to the rest.
 
@@ -79,17 +81,21 @@ def launch(
         workers: Processes, each with an equal part of the cores; never more than there are runs.
         progress: Called in this process.
         wandb_project: Log there too.
+        hours: No run is begun after so many; what has begun is finished.
 
     Raises:
         UsageError: if a worker was killed (out of memory, say); what it was doing can be resumed.
     """
     report: Progress = progress or (lambda run_id, share, doing: None)
     workers = min(workers, len(runs))
+    deadline = math.inf if hours is None else time.monotonic() + 3600 * hours
     if workers <= 1:
         from forgetting.run import run_sequence
         from forgetting.tracking import Tracker
 
         for run in runs:
+            if time.monotonic() >= deadline:
+                return
             run_sequence(run, store, progress=report, tracker=Tracker(wandb_project, str(store.folder)))
         return
     context = multiprocessing.get_context("spawn")  # a forked torch with threads can deadlock
@@ -102,6 +108,8 @@ def launch(
             pool.submit(_run_in_worker, run.model_dump(mode="json"), folder, wandb_project) for run in runs
         }
         while waiting:
+            if time.monotonic() >= deadline:
+                waiting = {future for future in waiting if not future.cancel()}
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             _drain(events, report)
             for future in done:

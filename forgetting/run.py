@@ -121,7 +121,7 @@ def run_sequence(
             progress(config.run_id, 0.0, "base model")
             finish_row(setting.evaluator.base_row())
         begun = time.perf_counter()
-        model = mitigation.setup(copy.deepcopy(setting.base.model), _context(config, setting))
+        model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(config, setting))
         record.cost.setup_seconds = time.perf_counter() - begun
         checkpoints = store.checkpoint_path(config.run_id)
         done = latest_row(checkpoints, len(record.rows) - 1)
@@ -136,7 +136,7 @@ def run_sequence(
                 share = (position + 0.8 * step / steps) / len(tasks)
                 progress(config.run_id, share, f"{task.name}, step {step}/{steps}")
 
-            model, cost = _train_task(config, setting, mitigation, model, position, on_step)
+            model, cost = train_task(config, setting, mitigation, model, position, on_step)
             if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
                 raise RunFailed(f"weights are not finite after task {task.name!r}; lower the learning rate")
             record.cost.tasks.append(cost)
@@ -212,7 +212,8 @@ def _new_record(config: RunConfig, store: ResultStore, setting: Setting) -> RunR
     )
 
 
-def _context(config: RunConfig, setting: Setting) -> RunContext:
+def run_context(config: RunConfig, setting: Setting) -> RunContext:
+    """Return what a run's mitigation may know."""
     tokenizer, max_length = setting.base.tokenizer, config.training.max_length
     text_length = min(max_length, config.pretraining.max_length)
     return RunContext(
@@ -228,7 +229,7 @@ def _context(config: RunConfig, setting: Setting) -> RunContext:
     )
 
 
-def _train_task(
+def train_task(
     config: RunConfig,
     setting: Setting,
     mitigation: Mitigation,
@@ -240,7 +241,7 @@ def _train_task(
     task, seen = setting.sequence.tasks[position], setting.sequence.tasks[:position]
     begun = time.perf_counter()
     torch.manual_seed(task_seed(config.seed, position))
-    context = _context(config, setting)
+    context = run_context(config, setting)
     with tempfile.TemporaryDirectory() as scratch:
         model = mitigation.before_task(model, task)
         features = context.pack(context.encode_task(task))

@@ -148,6 +148,7 @@ def run_study(
     progress: Progress | None = None,
     wandb_project: str | None = None,
     on_plan: Callable[[Plan], None] | None = None,
+    hours: float | None = None,
 ) -> list[RunRecord]:
     """Run a study, or what is left of it.
 
@@ -158,6 +159,7 @@ def run_study(
         progress: Called as runs proceed.
         wandb_project: Log there too.
         on_plan: Called with the plan before the first run.
+        hours: No run is begun after so many; the study can be resumed.
 
     Returns:
         All records, failed ones too, in the order of the grid.
@@ -168,6 +170,8 @@ def run_study(
     """
     if workers < 1:
         raise UsageError(f"workers = {workers}: needs at least 1")
+    if hours is not None and not hours >= 0:
+        raise UsageError(f"hours = {hours}: needs a number from 0 on")
     plan = plan_study(config, folder)
     store = ResultStore.create(folder, config)
     if on_plan is not None:
@@ -180,5 +184,6 @@ def run_study(
         workers=workers,
         progress=progress,
         wandb_project=wandb_project,
+        hours=hours,
     )
     return list(store.records())

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from forgetting.config import StudyConfig, parse_study
+from forgetting.errors import UsageError
 from forgetting.results import ResultStore, RunRecord
 from forgetting.study import plan_study, run_study
 
@@ -102,6 +103,15 @@ def test_a_finished_study_runs_nothing_again(finished: tuple[ResultStore, list[R
     assert run_study(store.config(), store.folder) == records
     assert {path: path.stat().st_mtime_ns for path in (store.folder / "runs").iterdir()} == before
     assert not (store.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_run_is_begun_after_the_hours_given(tmp_path: Path, workers: int) -> None:
+    config = small_study(mitigations=["naive", "low_lr:factor=0.5", "low_lr:factor=0.1"])
+    begun = run_study(config, tmp_path / "s", workers=workers, hours=0)
+    assert len(begun) <= (0 if workers == 1 else workers)  # a pool may have begun a run before it looks at the clock
+    with pytest.raises(UsageError, match="hours = -1"):
+        run_study(config, tmp_path / "s", hours=-1)
 
 
 def test_a_diverging_run_fails_alone(tmp_path: Path) -> None:
@@ -240,7 +250,6 @@ def test_a_torn_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_changed_data_or_code_of_ones_own_is_refused(tmp_path: Path) -> None:
-    from forgetting.errors import UsageError
     from forgetting.run import _setting
 
     lines = [json.dumps({"prompt": f"box {i}:", "completion": " red"}) for i in range(20)]
