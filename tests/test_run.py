@@ -229,7 +229,7 @@ def test_a_torn_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.Monke
 
     import forgetting.run as run_module
 
-    real, calls = run_module._train_task, []
+    real, calls = run_module.train_task, []
 
     def stops_in_task_3(*arguments: object, **keywords: object) -> object:
         calls.append(arguments)
@@ -237,7 +237,7 @@ def test_a_torn_checkpoint_is_not_used(tmp_path: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return real(*arguments, **keywords)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run_module, "_train_task", stops_in_task_3)
+    monkeypatch.setattr(run_module, "train_task", stops_in_task_3)
     with pytest.raises(KeyboardInterrupt):
         run_study(config, tmp_path / "b")
     store = ResultStore(tmp_path / "b")
