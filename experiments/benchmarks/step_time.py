@@ -1,0 +1,141 @@
+"""What does a step of every mitigation cost, relative to naive fine-tuning, at equal tokens?
+
+Command::
+
+    python experiments/benchmarks/step_time.py
+
+The embedded model learns the second of two tasks, through the package's own training loop, after the first, so that
+memories, penalties and teachers are what they are in the middle of a sequence. Both tasks and the replayed text are
+pretraining documents packed to rows of the same length, so that every step of every method has the same number of
+tokens of its own. One process, methods interleaved; of each round the median step, its ratio to the naive one of the
+same round; of the rounds the median. What a method does before and after a task (Fisher, projections, merging) is no
+part of a step; it is in the leaderboard's training time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from forgetting.config import EvaluationConfig, PretrainingConfig, RunConfig, SequenceConfig, TrainingConfig
+from forgetting.micro.corpus import pretraining_documents
+from forgetting.mitigations import build_mitigation
+from forgetting.provenance import provenance
+from forgetting.results import ResultStore, write_atomically
+from forgetting.run import Setting, prepare, run_context, train_task
+from forgetting.tasks.task import Example, Sequence, Task
+
+OUTPUT = Path(__file__).resolve().parents[2] / "results" / "benchmarks" / "step_time"
+EXAMPLES, WORDS = 128, 40
+
+FLOORS: dict[str, str] = {}
+"""Methods that cannot cost what naive fine-tuning does, and why."""
+
+METHODS: tuple[str, ...] = ("naive",)
+
+
+def tasks() -> tuple[Task, ...]:
+    """Two tasks of pretraining text, every example as long as the others in words."""
+    words = " ".join(pretraining_documents(6 * EXAMPLES, 1)).split()
+    lines = [" ".join(words[i : i + WORDS]) for i in range(0, 2 * EXAMPLES * WORDS, WORDS)]
+    examples = [Example(*_halves(line)) for line in lines]
+    return tuple(
+        Task(name, tuple(part[:-8]), tuple(part[-8:-4]), tuple(part[-4:]), metric="perplexity")
+        for name, part in (("first", examples[:EXAMPLES]), ("second", examples[EXAMPLES:]))
+    )
+
+
+def _halves(line: str) -> tuple[str, str]:
+    middle = line.index(" ", len(line) // 2)
+    return line[:middle], line[middle:]
+
+
+class Contender:
+    """A method in the middle of a sequence."""
+
+    def __init__(self, text: str, setting: Setting, steps: int) -> None:
+        self.setting = setting
+        self.config = RunConfig(
+            model="micro",
+            sequence=SequenceConfig(name="micro-5"),
+            mitigation=text,
+            seed=0,
+            training=TrainingConfig(learning_rate=1e-5, steps=steps, batch_size=16, max_length=96),
+        )
+        self.mitigation = build_mitigation(text)
+        self.model = self.mitigation.setup(copy.deepcopy(setting.base.model), run_context(self.config, setting))
+        self.model, _ = train_task(self.config, setting, self.mitigation, self.model, 0, lambda step, steps: None)
+
+    def step_seconds(self) -> float:
+        """The median of the steps of the second task, but the first."""
+        ends: list[float] = []
+        self.model, _ = train_task(
+            self.config,
+            self.setting,
+            self.mitigation,
+            self.model,
+            1,
+            lambda step, steps: ends.append(time.perf_counter()),
+        )
+        return statistics.median(end - begun for begun, end in pairwise(ends))
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = RunConfig(
+            model="micro",
+            sequence=SequenceConfig(name="micro-5", train_size=10, test_size=10),
+            mitigation="naive",
+            seed=0,
+            evaluation=EvaluationConfig(suite=("micro",), limit=1, drift=False),
+            pretraining=PretrainingConfig(documents=200, max_length=96),
+        )
+        setting = prepare(shared, ResultStore(folder))
+    setting = Setting(setting.base, Sequence("text", tasks()), setting.pretraining, setting.evaluator)
+    contenders = {text: Contender(text, setting, options.steps) for text in METHODS}
+    ratios: dict[str, list[float]] = {text: [] for text in METHODS}
+    for number in range(options.rounds):
+        naive = contenders["naive"].step_seconds()
+        for text, contender in contenders.items():
+            ratios[text].append(contender.step_seconds() / naive)
+        print(f"round {number + 1} of {options.rounds}", flush=True)
+    rows = {
+        text: {"ratio": statistics.median(values), "lowest": min(values), "highest": max(values)}
+        for text, values in ratios.items()
+    }
+    lines = ["| mitigation | step / naive step | lowest – highest | what it cannot do without |", "|---|---|---|---|"]
+    lines += [
+        f"| `{text}` | {row['ratio']:.2f} | {row['lowest']:.2f} – {row['highest']:.2f} | "
+        f"{FLOORS.get(text.split(':')[0], '')} |"
+        for text, row in sorted(rows.items(), key=lambda item: item[1]["ratio"])
+    ]
+    shown = "\n".join(lines) + "\n"
+    record = {
+        "command": f"python experiments/benchmarks/step_time.py --rounds {options.rounds} --steps {options.steps} "
+        f"--threads {options.threads}",
+        "results": rows,
+        "provenance": provenance(),
+    }
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    write_atomically(OUTPUT / "step_time.json", json.dumps(record, indent=1, sort_keys=True).encode())
+    write_atomically(OUTPUT / "step_time.md", shown.encode())
+    print(shown)
+
+
+if __name__ == "__main__":
+    main()

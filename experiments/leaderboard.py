@@ -1,0 +1,169 @@
+"""Every mitigation on micro-5 with the embedded decoder, each with the same number of tuning runs.
+
+Commands (they go on where they were stopped; the second draws the figures and the table again, from results alone)::
+
+    python experiments/leaderboard.py --workers 2 --hours 2
+    python experiments/leaderboard.py --draw
+
+Protocol. One base learning rate, one budget of steps. Every method gets the four settings of its row in METHODS, on
+a tuning sequence of other tasks (micro-tuning) and one seed; the setting with the greatest mean of learning accuracy
+and retention is run on micro-5, with 5 seeds for HEADLINE and 3 for the rest. Naive fine-tuning gets a sweep of its
+own learning rate, four rates like the others: it is the baseline to beat. References (joint training, ...) and
+methods without a strength are not tuned. Adapter methods are listed with the adapter on; ``views.csv`` has them off,
+and the curves of the methods that merge after training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from forgetting.analysis.pareto import pareto_front
+from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
+from forgetting.display import RunProgress, print_plan
+from forgetting.mitigations import get_mitigation, parse_mitigation
+from forgetting.report import summarise
+from forgetting.report.ranking import draw_pareto, draw_ranking
+from forgetting.report.summary import aggregate
+from forgetting.results import ResultStore, write_atomically
+from forgetting.study import Plan, run_study
+
+OUTPUT = Path(__file__).resolve().parents[1] / "results" / "leaderboard"
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "naive": ("naive", "low_lr:factor=0.3", "low_lr:factor=0.1", "low_lr:factor=3"),
+    "few_steps": tuple(f"few_steps:fraction={f}" for f in (0.1, 0.25, 0.5, 0.75)),
+}
+"""Method to the settings it is tuned over: four, or one where there is no strength to choose."""
+
+HEADLINE = ("naive",)
+
+
+def protocol(name: str, sequence: str, mitigations: tuple[str, ...], seeds: tuple[int, ...]) -> StudyConfig:
+    """The protocol; the tuning study and the reported ones differ in tasks, settings and seeds alone."""
+    return StudyConfig(
+        name=name,
+        sequence=SequenceConfig(name=sequence, test_size=100),
+        mitigations=mitigations,
+        seeds=seeds,
+        training=TrainingConfig(learning_rate=1e-3, steps=100, batch_size=16, max_length=128),
+        evaluation=EvaluationConfig(suite=("micro",), limit=100, drift_tokens=2000),
+    )
+
+
+def run(config: StudyConfig, workers: int, hours: float | None) -> pd.DataFrame:
+    """Run (or continue) a study; what its finished runs show."""
+    folder = OUTPUT / config.name
+    with RunProgress() as progress:
+
+        def announce(plan: Plan) -> None:
+            print_plan(plan, folder)
+            progress.expect(plan)
+
+        run_study(config, folder, workers=workers, hours=hours, progress=progress.update, on_plan=announce)
+    return summarise(ResultStore(folder))
+
+
+def choose(frame: pd.DataFrame) -> dict[str, str]:
+    """The setting of each method with the greatest mean of learning accuracy and retention, once all have run."""
+    scores = frame[(frame["view"] == "") & (frame["status"] == "finished")].set_index("mitigation")
+    value = ((scores["LA"] + scores["retention"]) / 2).to_dict()
+    done = set(frame.loc[frame["status"].isin(["finished", "failed"]), "mitigation"])
+    return {
+        method: max(settings, key=lambda setting: value.get(setting, -1.0))
+        for method, settings in METHODS.items()
+        if done.issuperset(settings)
+    }
+
+
+def reported(chosen: dict[str, str]) -> dict[str, str]:
+    """Setting to the method that it represents."""
+    return {setting: method for method, setting in chosen.items()}
+
+
+def kind(method: str, setting: str) -> str:
+    """What a row is: a method, the baseline, an oracle, or a reference."""
+    classes = [get_mitigation(name) for name, _ in parse_mitigation(setting)]
+    if method == "naive":
+        return "baseline"
+    if any(cls.reference for cls in classes):
+        return "reference"
+    return "oracle" if any(cls.task_oracle for cls in classes) else "method"
+
+
+def collect(chosen: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table (a row per method, those not run included) and the same of the methods' views."""
+    frames = [summarise(ResultStore(OUTPUT / name)) for name in ("headline", "others") if (OUTPUT / name).exists()]
+    if not frames:
+        raise SystemExit("nothing was reported yet: run without --draw first")
+    points = pd.concat([aggregate(frame) for frame in frames], ignore_index=True)
+    named = points.assign(method=points["mitigation"].map(reported(chosen)))
+    naive = named.loc[named["method"] == "naive", "seconds"]
+    named["time"] = named["seconds"] / (naive.iloc[0] if len(naive) else float("nan"))
+    named["kind"] = [kind(m, s) for m, s in zip(named["method"].astype(str), named["mitigation"], strict=True)]
+    return named[named["view"] == ""], named[named["view"] != ""]
+
+
+def markdown(table: pd.DataFrame, front: set[str]) -> str:
+    """The leaderboard as a table; intervals are half-widths over seeds."""
+    lines = [
+        "| method | setting | n | LA | retention | BWT | training time / naive | stored floats |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for _, row in table.sort_values(["kind", "retention"], ascending=[True, False]).iterrows():
+        mark = {"reference": " (reference)", "oracle": " (told the task)"}.get(row["kind"], "")
+        mark += " **front**" if row["method"] in front else ""
+        cells = [
+            f"{100 * row[c]:.1f} ± {50 * (row[f'{c}_high'] - row[f'{c}_low']):.1f}" for c in ("LA", "retention", "BWT")
+        ]
+        lines.append(
+            f"| {row['method']}{mark} | `{row['mitigation']}` | {row['n']} | {' | '.join(cells)} | {row['time']:.2f} "
+            f"| {row['stored_floats']:,.0f} |"
+        )
+    missing = sorted(set(METHODS) - set(table["method"]))
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def draw(chosen: dict[str, str]) -> None:
+    """Write table and figures from what is stored."""
+    points, views = collect(chosen)
+    table = points[points["n"] > 0].reset_index(drop=True)
+    ordinary = table[table["kind"].isin(["method", "baseline"])]
+    front = set(ordinary["method"].iloc[pareto_front(ordinary[["LA", "retention"]])])
+    columns = ["method", "mitigation", "kind", "n", "failed", "time", "stored_floats", "trainable_parameters"]
+    columns += [f"{c}{end}" for c in ("ACC", "LA", "retention", "BWT") for end in ("", "_low", "_high")]
+    write_atomically(OUTPUT / "leaderboard.csv", table[columns].to_csv(index=False).encode())
+    write_atomically(OUTPUT / "views.csv", views[[*columns[:5], "view", *columns[8:]]].to_csv(index=False).encode())
+    write_atomically(OUTPUT / "leaderboard.md", markdown(table, front).encode())
+    draw_ranking(table, OUTPUT / "figures")
+    draw_pareto(table, OUTPUT / "figures")
+    print(markdown(table, front))
+
+
+def main() -> None:
+    """Tune, choose, run, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--hours", type=float, help="begin no run after so many hours (of each of the three studies)")
+    parser.add_argument("--draw", action="store_true", help="figures and table from results alone")
+    arguments = parser.parse_args()
+    path = OUTPUT / "chosen.json"
+    if not arguments.draw:
+        settings = tuple(dict.fromkeys(setting for row in METHODS.values() for setting in row if len(row) > 1))
+        tuning = run(protocol("tuning", "micro-tuning", settings, (0,)), arguments.workers, arguments.hours)
+        chosen = choose(tuning) | {method: row[0] for method, row in METHODS.items() if len(row) == 1}
+        write_atomically(path, json.dumps(chosen, indent=1).encode())
+        if set(chosen) == set(METHODS):
+            for name, seeds in (("headline", 5), ("others", 3)):
+                mitigations = tuple(s for method, s in chosen.items() if (method in HEADLINE) == (name == "headline"))
+                run(protocol(name, "micro-5", mitigations, tuple(range(seeds))), arguments.workers, arguments.hours)
+    draw(json.loads(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

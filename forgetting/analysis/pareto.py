@@ -1,0 +1,72 @@
+"""Plasticity–retention fronts: a method is a curve over its strength, and no single number ranks two that cross."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def pareto_front(points: ArrayLike) -> NDArray[np.int64]:
+    """Return the indices of the points that no other dominates, by increasing first coordinate.
+
+    A point dominates another if it is at least as good in every coordinate and better in one; greater is better.
+    Of equal points all are kept.
+
+    Args:
+        points: (N, D), finite.
+
+    Raises:
+        ValueError: if the shape is another or a coordinate is not finite.
+    """
+    array = _points(points)
+    no_worse = (array[:, None] >= array[None]).all(-1)  # [i, j]: i is at least as good as j everywhere
+    better = (array[:, None] > array[None]).any(-1)
+    front = np.flatnonzero(~(no_worse & better).any(0))
+    return front[np.lexsort(array[front].T[::-1])]
+
+
+def hypervolume(points: ArrayLike, reference: tuple[float, float] = (0.0, 0.0)) -> float:
+    """Return the area that two-dimensional points dominate above a reference (Zitzler & Thiele 1998).
+
+    Args:
+        points: (N, 2), for instance learning accuracy and retention; points not above the reference add nothing.
+        reference: The corner that the area is counted from.
+
+    Raises:
+        ValueError: if the shape is another or a coordinate is not finite.
+    """
+    array = _points(points)
+    if array.shape[1] != 2:
+        raise ValueError(f"points: have {array.shape[1]} coordinates; the hypervolume is of two")
+    above = np.maximum(array - np.asarray(reference), 0.0)
+    front = above[pareto_front(above)] if len(above) else above
+    widths = np.diff(front[:, 0], prepend=0.0)
+    return float((widths * front[:, 1]).sum())
+
+
+def retention_at(points: ArrayLike, plasticity: float) -> float:
+    """Return the retention of a method's curve at a plasticity, linear between the points of its front.
+
+    Args:
+        points: (N, 2): plasticity and retention at N strengths.
+        plasticity: Where the curve is read.
+
+    Returns:
+        The retention; NaN where no strength reaches that plasticity. Left of the front it is the front's first:
+        who learns more and keeps as much has at least that.
+
+    Raises:
+        ValueError: if the shape is another or a coordinate is not finite.
+    """
+    array = _points(points)
+    front = array[pareto_front(array)]
+    if plasticity > front[-1, 0]:
+        return float("nan")
+    return float(np.interp(plasticity, front[:, 0], front[:, 1]))
+
+
+def _points(points: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 2 or not np.isfinite(array).all():
+        raise ValueError(f"points: have shape {array.shape}; need (N, D) finite numbers")
+    return array
