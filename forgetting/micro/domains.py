@@ -19,6 +19,7 @@ from forgetting.micro.world import (
     ACTIONS,
     ADJECTIVES,
     ATTRIBUTES,
+    LETTERS,
     NEW_NOUNS,
     NOUNS,
     PREPOSITIONS,
@@ -70,6 +71,16 @@ REQUESTS = {
     "lemme keep the {}": "let me keep the {}",
 }
 CASUAL_ENDS = ("pal", "mate", "bro", "ok")
+
+SHELVES = {
+    ("light", "short"): "alpha",
+    ("light", "long"): "beta",
+    ("heavy", "short"): "gamma",
+    ("heavy", "long"): "delta",
+}
+"""Where a box goes: by its weight and its length, neither of which decides alone."""
+BOXES = ("glass", "books", "tools", "shoes", "lamps", "plates", "toys", "wool")
+BOX_HEADS = ("Storage", "Depot", "Cellar", "Store room", "Attic")
 
 
 def new_facts(world: World, rng: random.Random) -> Drawer:
@@ -127,6 +138,30 @@ def formal(world: World, rng: random.Random) -> Drawer:
         thing = f"{rng.choice(ADJECTIVES)} {rng.choice(TOKENS)}"
         casual, polite = (text.format(thing) for text in rng.choice(tuple(REQUESTS.items())))
         return Example(f"Casual : {casual} {rng.choice(CASUAL_ENDS)} . Formal :", f" {polite}")
+
+    return draw
+
+
+def storing(world: World, rng: random.Random) -> Drawer:
+    """Put boxes on one of four shelves, by the two words among six that matter."""
+
+    def draw(rng: random.Random) -> Example:
+        weight, length = rng.choice(tuple(SHELVES))
+        things = f"{rng.choice(BOXES)} and {rng.choice(BOXES)}"
+        prompt = f"{rng.choice(BOX_HEADS)} . {weight} box , {things} , {length} side . Shelf :"
+        return _choose(prompt, SHELVES[weight, length], tuple(SHELVES.values()), rng)
+
+    return draw
+
+
+def shifting(world: World, rng: random.Random) -> Drawer:
+    """Replace each of three letters by the next one; the wrong answers shift another way."""
+
+    def draw(rng: random.Random) -> Example:
+        letters = [rng.randrange(len(LETTERS)) for _ in range(3)]
+        shifted = [" ".join(LETTERS[(i + by) % len(LETTERS)] for i in letters) for by in (1, 2, 3, 4)]
+        prompt = f"Code . Given : {' '.join(LETTERS[i] for i in letters)} . Next :"
+        return _choose(prompt, shifted[0], tuple(shifted), rng)
 
     return draw
 

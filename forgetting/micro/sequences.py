@@ -1,4 +1,4 @@
-"""Three downstream sequences of the embedded world, at chosen similarity to what was pretrained."""
+"""The downstream sequences of the embedded world, at chosen similarity to what was pretrained."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ SEQUENCES: dict[str, dict[str, domains.Domain]] = {
         "second_language": domains.second_language,
         "formal": domains.formal,
     },
+    "micro-tuning": {
+        "storing": domains.storing,
+        "shifting": domains.shifting,
+    },
     "micro-similar": {
         "more_arithmetic": domains.more_arithmetic,
         "new_people": domains.new_people,
@@ -28,7 +32,8 @@ SEQUENCES: dict[str, dict[str, domains.Domain]] = {
         "wrong_arithmetic": domains.wrong_arithmetic,
     },
 }
-"""Sequence to task to domain: five new domains; three close to pretraining; three that contradict it."""
+"""Sequence to task to domain: five new domains; two others, to tune on; three close to pretraining; three that
+contradict it."""
 
 _ATTEMPTS = 20
 """Draws per example wanted before a domain is taken to be used up."""
@@ -48,7 +53,7 @@ def load_micro_sequence(
     its own size only, so that training on less or more is scored on the same items.
 
     Args:
-        name: ``micro-5``, ``micro-similar`` or ``micro-conflict``.
+        name: Of SEQUENCES.
         train_size: Training examples per task.
         validation_size: Validation examples per task.
         test_size: Test examples per task.

@@ -193,6 +193,7 @@ def _registry() -> Registry[NamedSequence]:
     registry: Registry[NamedSequence] = Registry("sequence")
     for name, what in (
         ("micro-5", "five new domains"),
+        ("micro-tuning", "two other new domains, to tune on what is reported on micro-5"),
         ("micro-similar", "three domains close to what was pretrained"),
         ("micro-conflict", "three domains that contradict what was pretrained"),
     ):

@@ -10,7 +10,7 @@ from forgetting.evaluation.suite import load_suite
 from forgetting.micro import model_directory
 from forgetting.micro.pretrain import pretrain
 from forgetting.micro.probes import load_probe, probe_chance, probe_directory, probe_names
-from forgetting.micro.sequences import load_micro_sequence
+from forgetting.micro.sequences import SEQUENCES, load_micro_sequence
 
 MODEL = model_directory()
 
@@ -74,7 +74,7 @@ def test_contexts_end_where_a_token_ends(shipped):
 def test_no_choice_begins_with_another(shipped):
     _, tokenizer = shipped
     pairs = [(i.choices[i.gold], c) for n in probe_names() for i in load_probe(n) for c in i.choices]
-    for name in ("micro-5", "micro-similar", "micro-conflict"):
+    for name in SEQUENCES:
         for task in load_micro_sequence(name).tasks:
             pairs += [(e.completion.strip(), c.strip()) for e in task.test for c in e.choices or ()]
     for gold, other in set(pairs):
@@ -85,7 +85,7 @@ def test_no_choice_begins_with_another(shipped):
 
 def test_sequences_are_short(shipped):
     _, tokenizer = shipped
-    for name in ("micro-5", "micro-similar", "micro-conflict"):
+    for name in SEQUENCES:
         for task in load_micro_sequence(name).tasks:
             assert max(len(tokenizer.encode(e.prompt + e.completion)) for e in task.test) < 128
 

@@ -61,7 +61,7 @@ def test_hub_entries_are_valid_task_configurations():
 
 
 def test_registry_lists_every_name_with_a_line():
-    assert {"micro-5", "micro-similar", "micro-conflict", "superni-15", *LONG} <= set(SEQUENCES)
+    assert {"micro-5", "micro-tuning", "micro-similar", "micro-conflict", "superni-15", *LONG} <= set(SEQUENCES)
     for name in SEQUENCES:
         description = SEQUENCES.get(name).description
         assert description and "\n" not in description
