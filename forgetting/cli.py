@@ -229,7 +229,7 @@ def fisher(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per batch; only batched depends on it.")] = 8,
     max_length: Annotated[int, typer.Option(min=8, help="Tokens per example.")] = 256,
     backend: Annotated[str, typer.Option(help="auto, torch, triton, or reference (slow, any layer).")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: the best there is).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawn labels.")] = 0,
     summary: Annotated[bool, typer.Option("--summary", help="Print and plot importance per layer and kind.")] = False,
     trust_remote_code: Annotated[

@@ -31,7 +31,7 @@ def fisher_file(
     batch_size: int,
     max_length: int,
     backend: str,
-    device: str,
+    device: str | None,
     seed: int,
     trust_remote_code: bool = False,
 ) -> DiagonalFisher:
@@ -49,7 +49,7 @@ def fisher_file(
         backend: ``auto``, ``torch``, ``triton`` or ``reference``.
         batch_size: Examples per batch.
         max_length: Tokens per example; longer ones are cut, and counted in a note.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``; the best there is where not given.
         seed: Of the drawn labels.
         trust_remote_code: Let code that came with the model run.
 
@@ -71,7 +71,7 @@ def fisher_file(
         check_arguments(estimator, samples, max_examples, backend)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    target = torch_device(device)
+    target = torch_device(device) if device else None
     loaded = load_model(model_name, trust_remote_code=trust_remote_code)
     positions = getattr(loaded.model.config, "max_position_embeddings", None)
     max_length = min(max_length, positions or max_length)
@@ -79,7 +79,8 @@ def fisher_file(
     truncated = sum(feature["truncated"] for feature in features)
     if truncated:
         console.print(f"note: {truncated} of {len(features)} examples cut to {max_length} tokens", markup=False)
-    loaded.model.to(target)  # type: ignore[arg-type]
+    if target is not None:
+        loaded.model.to(target)  # type: ignore[arg-type]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("examples", total=min(max_examples, len(features)))
