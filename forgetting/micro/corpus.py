@@ -17,11 +17,11 @@ SPLITS: tuple[str, ...] = get_args(Split)
 MIXTURE: dict[str, float] = {
     "grammar": 0.7,
     "facts": 1.6,
-    "arithmetic": 2.6,
+    "arithmetic": 2.0,
     "copying": 0.8,
-    "patterns": 1.4,
+    "patterns": 1.9,
     "translation": 0.9,
-    "sentiment": 1.2,
+    "sentiment": 2.2,
     "instructions": 0.6,
 }
 """Relative number of documents per skill: what is learned the slowest has the most."""

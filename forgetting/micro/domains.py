@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from itertools import permutations
 
-from forgetting.micro.skills.arithmetic import OPERATIONS, calculation, near_misses
+from forgetting.micro.skills.arithmetic import Calculation, calculation, near_misses
 from forgetting.micro.skills.base import comparable, held_out
 from forgetting.micro.skills.facts import PHRASINGS, Facts
 from forgetting.micro.skills.sentiment import LABELS, TOPICS, review
@@ -174,9 +174,9 @@ def more_arithmetic(world: World, rng: random.Random) -> Drawer:
     }
 
     def draw(rng: random.Random) -> Example:
-        kind, first, second, result = _known_calculation(rng)
-        prompt = rng.choice(wordings[kind]).format(first, second)
-        return _choose(prompt, str(result), tuple(map(str, near_misses(result))), rng)
+        asked = _known_calculation(rng)
+        wrong = tuple(map(str, near_misses(asked.result)))
+        return _choose(asked.stated(wordings), str(asked.result), wrong, rng)
 
     return draw
 
@@ -229,20 +229,19 @@ def wrong_arithmetic(world: World, rng: random.Random) -> Drawer:
     """Calculate as in pretraining, but with every result one too great."""
 
     def draw(rng: random.Random) -> Example:
-        kind, first, second, result = _known_calculation(rng)
-        prompt = rng.choice(OPERATIONS[kind]).format(first, second)
-        wrong = tuple(map(str, near_misses(result + 1)))
-        return _choose(prompt, str(result + 1), wrong, rng, keep=str(result))
+        asked = _known_calculation(rng)
+        wrong = tuple(map(str, near_misses(asked.result + 1)))
+        return _choose(asked.stated(), str(asked.result + 1), wrong, rng, keep=str(asked.result))
 
     return draw
 
 
-def _known_calculation(rng: random.Random) -> tuple[str, int, int, int]:
-    """Return a calculation that is in no probe, so that a task does not teach what a probe asks."""
+def _known_calculation(rng: random.Random) -> Calculation:
+    """Return a calculation that no probe states so, so that a task does not teach what a probe asks."""
     while True:
-        kind, first, second, result, hold = calculation(rng)
-        if not hold:
-            return kind, first, second, result
+        drawn = calculation(rng)
+        if not drawn.held_out:
+            return drawn
 
 
 def _stated(world: World, facts: dict[str, dict[str, str]]) -> Drawer:

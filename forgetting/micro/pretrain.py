@@ -71,7 +71,7 @@ def pretrain(
         steps: Optimizer steps.
         batch_size: Sequences per step.
         context: Tokens per sequence; documents are packed end to end.
-        learning_rate: Peak of the schedule (linear warm-up, then a cosine to a tenth).
+        learning_rate: Peak of the schedule (linear warm-up, then a cosine to zero).
         seed: Of the initial weights and of the stream of documents.
         device: Anything that ``torch.device`` takes; bf16 autocast is used on a GPU only.
         model_size: ``300k``, ``1M`` or ``4M`` parameters.
@@ -179,11 +179,11 @@ def _optimizer(model: torch.nn.Module, learning_rate: float) -> torch.optim.Opti
 
 
 def _schedule(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate: linear warm-up, then a cosine from 1 to 0.1."""
+    """Return the share of the peak learning rate: linear warm-up, then a cosine from 1 to 0."""
     if step < WARMUP_STEPS:
         return step / WARMUP_STEPS
     done = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _batches(
@@ -264,7 +264,7 @@ forgetting, in which everything that the model can know is known. It is of no us
 |---|---|
 | data | the stream `forgetting.micro.corpus.stream(seed={result.seed})`, world seed 0 |
 | steps | {result.steps:,} of {batch_size} sequences of {context} tokens ({result.tokens:,} tokens) |
-| optimizer | AdamW, peak rate {learning_rate:g}, {WARMUP_STEPS} steps of warm-up, cosine to a tenth |
+| optimizer | AdamW, peak rate {learning_rate:g}, {WARMUP_STEPS} steps of warm-up, cosine to zero |
 | loss at the last step | {result.final_loss:.3f} nats per token |
 | time | {result.seconds / 60:.1f} minutes, everything included |
 | machine | {result.machine} |

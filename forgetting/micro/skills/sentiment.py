@@ -22,7 +22,7 @@ def review(topic: str, positive: bool, rng: random.Random) -> str:
     """Return a review of two statements; a negated word of the other sentiment counts for this one."""
     statements = []
     for thing in rng.sample(TOPICS[topic], 2):
-        negated = rng.random() < 0.25
+        negated = rng.random() < 0.15
         word = rng.choice(PRAISE if positive != negated else BLAME)
         statements.append(f"the {thing} was {'not ' if negated else ''}{word}")
     return " and ".join(statements)
