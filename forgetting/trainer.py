@@ -71,7 +71,7 @@ class _Hooks(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.mitigation.after_step(kwargs["model"], self.trainer._get_learning_rate())
+        self.trainer.mitigation.after_step(kwargs["model"], self.trainer.base_learning_rate())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.end_step(state.global_step)
