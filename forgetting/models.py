@@ -192,3 +192,53 @@ def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             f"model {type(model).__name__}: has no list of blocks; freeze by pattern is not possible either"
         )
     return max(lists, key=lambda item: len(item[1]))
+
+
+def layer_name(name: str, parameter: nn.Parameter, model: PreTrainedModel) -> str:
+    """Return which layer a parameter is part of: ``embeddings``, ``block <i>``, ``final norm`` or ``head``.
+
+    A tied head is part of the embeddings, and so are learned positions; a normalisation right after the embeddings
+    too, where its name says so.
+    """
+    if any(parameter is p for p in model.get_input_embeddings().parameters()):
+        return "embeddings"
+    head = model.get_output_embeddings()
+    if head is not None and any(parameter is p for p in head.parameters()):
+        return "head"
+    if block := re.search(r"\.(\d+)\.", name):
+        return f"block {block[1]}"
+    return "final norm" if re.search(r"norm|ln", name) and "embed" not in name else "embeddings"
+
+
+def parameter_depths(model: PreTrainedModel) -> dict[str, int]:
+    """Return each parameter's depth by name: 0 for embeddings, i + 1 for block i of L, L + 1 for final norm and head.
+
+    Raises:
+        UsageError: if the model has no list of blocks.
+    """
+    top = len(transformer_blocks(model)[1]) + 1
+    depths = {}
+    for name, parameter in model.named_parameters():
+        layer = layer_name(name, parameter, model)
+        depths[name] = int(layer.split()[1]) + 1 if layer.startswith("block") else 0 if layer == "embeddings" else top
+    return depths
+
+
+def untied_head(model: PreTrainedModel) -> nn.Module:
+    """Return the output head, whose weights become its own where they were shared with the embedding.
+
+    Raises:
+        UsageError: if the model has none.
+    """
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    if head is None:
+        raise UsageError(f"model {type(model).__name__}: has no output head")
+    elsewhere = {id(p) for module in model.modules() if module is not head for p in module.parameters(recurse=False)}
+    for name, parameter in list(head.named_parameters(recurse=False)):
+        if id(parameter) in elsewhere:
+            setattr(head, name, nn.Parameter(parameter.detach().clone()))
+    model.config.tie_word_embeddings = False  # or transformers would tie it again where it saves or loads
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    return head

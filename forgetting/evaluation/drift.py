@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import torch
 from forgetting.errors import UsageError
 from forgetting.evaluation.encoding import encode_texts
 from forgetting.evaluation.likelihood import evaluating
+from forgetting.models import layer_name
 from forgetting.results import TextDrift
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
     """Relative L2 change of the weights, ‖θ − θ_base‖ / ‖θ_base‖, per layer.
 
     Layers are ``embeddings``, ``block 0`` ..., ``final norm`` and ``head`` (a tied head is part of the
-    embeddings). An additive adapter (LoRA) that is active counts as the change of the weight that it adds to.
+    embeddings; one that was tied in the base model alone is compared with what it was tied to). An additive adapter
+    (LoRA) that is active counts as the change of the weight that it adds to.
 
     Args:
         base_model: The reference.
@@ -168,9 +169,12 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
     """
     squares: dict[str, tuple[float, float]] = {}
     tuned = _effective_weights(model)
+    references = {name: (layer_name(name, base, base_model), base) for name, base in base_model.named_parameters()}
+    for name, base in base_model.named_parameters(remove_duplicate=False):
+        if name in tuned:  # tied in the base model, and here a parameter of its own
+            references.setdefault(name, ("head", base))
     with torch.no_grad():
-        for name, base in base_model.named_parameters():
-            layer = _layer(name, base, base_model)
+        for name, (layer, base) in references.items():
             reference = base.detach().double()
             change = (tuned[name].to(base.device).double() - reference).square().sum().item()
             before = squares.get(layer, (0.0, 0.0))
@@ -198,14 +202,3 @@ def _effective_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
                 for adapter in module.active_adapters:
                     weights[f"{name}.weight"] = weights[f"{name}.weight"] + module.get_delta_weight(adapter)
     return weights
-
-
-def _layer(name: str, parameter: torch.nn.Parameter, model: PreTrainedModel) -> str:
-    if any(parameter is p for p in model.get_input_embeddings().parameters()):
-        return "embeddings"
-    head = model.get_output_embeddings()
-    if head is not None and any(parameter is p for p in head.parameters()):
-        return "head"
-    if block := re.search(r"\.(\d+)\.", name):
-        return f"block {block[1]}"
-    return "final norm" if re.search(r"norm|ln", name) else "embeddings"  # the rest are learned positions
