@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from forgetting.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import Dataset
@@ -73,6 +75,7 @@ class Mitigation(Generic[OptionsT]):
         Options: Its options; every field has a description.
         null: Options under which a run equals naive bit for bit, or ``None`` where there are none.
         reference: Whether it is a bound to compare with, which a learner of one task after the other cannot reach.
+        replaces_weights: Whether it gives the model other weights between two tasks; one part of a run at most does.
         task_oracle: Whether it is told which task is tested (``scoring``, ``demonstrations``), as no other method is.
     """
 
@@ -83,6 +86,7 @@ class Mitigation(Generic[OptionsT]):
     Options: ClassVar[type[Options]] = Options
     null: ClassVar[dict[str, Any] | None] = None
     reference: ClassVar[bool] = False
+    replaces_weights: ClassVar[bool] = False
     task_oracle: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:
@@ -179,6 +183,12 @@ class Compose(Mitigation[Options]):
         self.parts = list(parts)
         self.reference = any(part.reference for part in self.parts)  # type: ignore[misc]  # the whole is what a part is
         self.task_oracle = any(part.task_oracle for part in self.parts)  # type: ignore[misc]
+        replacing = [type(part).__module__.rpartition(".")[2] for part in self.parts if part.replaces_weights]
+        if len(replacing) > 1:
+            raise UsageError(
+                f"mitigations {replacing[0]!r} and {replacing[1]!r}: each gives the model other weights between two "
+                "tasks; leave one of them out"
+            )
         for part in self.parts:
             part.check(self.parts)
 
