@@ -30,7 +30,21 @@ ACTIVE = {
     "ewc": "ewc:strength=100,examples=4",
     "freeze": "freeze:first=1",
     "lora": "lora:r=2",
+    "feature_extraction": "feature_extraction",
+    "gradual_unfreezing": "gradual_unfreezing:lr_factor=0.5",
+    "llrd": "llrd:decay=0.5",
+    "bitfit": "bitfit",
+    "wise_ft": "wise_ft:alpha=0.3,curve=0.1|1",
+    "ema": "ema:decay=0.5",
+    "task_arithmetic": "task_arithmetic:scale=0.7,curve=0|1",
+    "merge_previous": "merge_previous:weight=0.3",
+    "fisher_merge": "fisher_merge:examples=4",
+    "joint": "joint",
+    "cumulative": "cumulative:reset=true",
+    "single_task": "single_task",
 }
+NO_NULL = {"lora", "feature_extraction", "bitfit", "task_arithmetic", "joint", "cumulative", "single_task"}
+"""Methods that are naive at no option: what they train, or on what, is another."""
 
 
 def make_task(name: str, shift: int) -> Task:
@@ -109,8 +123,8 @@ def test_at_strength_zero_equals_naive_bit_for_bit(
     assert all(torch.equal(value, naive_weights[key]) for key, value in weights(model).items())
 
 
-def test_only_lora_has_no_null_strength() -> None:
-    assert [name for name in mitigation_names() if get_mitigation(name).null is None] == ["lora"]
+def test_methods_without_a_null_strength_are_known() -> None:
+    assert {name for name in mitigation_names() if get_mitigation(name).null is None} == NO_NULL
 
 
 @pytest.mark.parametrize("name", [n for n in mitigation_names() if n != "naive"])
@@ -152,6 +166,21 @@ def test_row_0_is_the_base_model(name: str) -> None:
     model = build_mitigation(ACTIVE[name]).setup(copy.deepcopy(base), context())
     assert torch.equal(model(ids).logits, expected)
     assert not model.training
+
+
+@pytest.mark.parametrize("name", mitigation_names())
+def test_a_view_leaves_the_weights_as_they_were(name: str, tmp_path: Path) -> None:
+    """Bit for bit, and after an exception too."""
+    ids = torch.arange(2, 12)[None]
+    model, mitigation = run(ACTIVE[name], tmp_path, tasks=[0])
+    before, logits = weights(model), model(ids).logits
+    for view in mitigation.views(model):
+        with mitigation.views(model)[view]:
+            assert not torch.equal(model(ids).logits, logits)
+        with pytest.raises(RuntimeError, match="in between"), mitigation.views(model)[view]:
+            raise RuntimeError("in between")
+    assert all(torch.equal(value, before[key]) for key, value in weights(model).items())
+    assert torch.equal(model(ids).logits, logits)
 
 
 @pytest.mark.parametrize("name", [n for n in mitigation_names() if n != "naive"])
