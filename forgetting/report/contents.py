@@ -10,7 +10,15 @@ import pandas as pd
 
 from forgetting.report.cells import Table, large, number, spread
 from forgetting.report.style import plain, state
-from forgetting.report.summary import BASELINE, TASK_METRICS, UNITS, against_baseline, aggregate
+from forgetting.report.summary import (
+    BASELINE,
+    SINGLE_TASK,
+    TASK_METRICS,
+    UNITS,
+    against_baseline,
+    aggregate,
+    curve_point,
+)
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,11 @@ def headline(frame: pd.DataFrame, *, short: bool = False) -> Table:
 
     Args:
         frame: What ``summarise`` returned.
-        short: Only the columns that fit into a terminal.
+        short: Only the columns that fit into a terminal, and no strengths of a run but its own.
     """
     points = aggregate(frame)
+    if short:
+        points = points[[curve_point(view) is None for view in points["view"]]]
     R_unit, G_unit = _unit(points, "R_unit"), _unit(points, "G_unit")
     scale, digits = _shown(R_unit)
     columns = [
@@ -89,6 +99,7 @@ def headline(frame: pd.DataFrame, *, short: bool = False) -> Table:
         *(_Column(f"delta_CE:{text}", f"ΔCE {plain(text)}", 1, 3) for text in _texts(frame, "delta_CE")),
         _Column("BWT", "BWT", scale, digits),
         _Column("FWT", "FWT", scale, digits),
+        *([_Column("intransigence", "intransigence", scale, digits)] if "intransigence" in points else []),
         _Column("flips_lost_adjusted", "items lost (%)", 100),
         _Column("flips_gained_adjusted", "items gained (%)", 100),
         *(_Column(f"KL_forward:{text}", f"KL {plain(text)}", 1, 3) for text in _texts(frame, "KL_forward")),
@@ -120,9 +131,11 @@ def _units(points: pd.DataFrame, keys: Sequence[str]) -> str:
         total = int(defined.iloc[0] + undefined.iloc[0])
         retention += f", undefined for {int(undefined.iloc[0])} of {total} capabilities"
     parts = [retention]
-    task_metrics = ", ".join(key for key in keys if key in TASK_METRICS)
+    task_metrics = ", ".join(key for key in keys if key in (*TASK_METRICS, "intransigence"))
     if task_metrics:
         parts.insert(0, f"{task_metrics} in {UNITS[R_unit]}" + (" (score × 100)" if R_unit == "share" else ""))
+    if "intransigence" in keys:
+        parts.append(f"intransigence: LA of {SINGLE_TASK} at the same seed − LA")
     if "delta_G" in keys:
         parts.append(f"ΔG in {UNITS[G_unit]}")
     if "flips_lost_adjusted" in keys:

@@ -49,6 +49,8 @@ UNITS = {
 """What a mean of scores is measured in: shares in [0, 1] are shown × 100, as points, the others as they are."""
 
 BASELINE = "naive"
+SINGLE_TASK = "single_task"
+"""The reference of intransigence."""
 
 
 def summarise(store: ResultStore) -> pd.DataFrame:
@@ -56,7 +58,8 @@ def summarise(store: ResultStore) -> pd.DataFrame:
 
     Columns: ``mitigation``; ``view`` ("" for the run as it stands); ``seed``; ``status`` (``finished``,
     ``failed``, ``running``, or ``not begun``); ``reason``; ``run_id``; the units of R and G, of ``UNITS``;
-    ACC, LA, BWT, FWT, ``forgetting`` in R's unit; ``retention``, its numbers of capabilities defined and
+    ACC, LA, BWT, FWT, ``forgetting`` in R's unit, and ``intransigence`` where the study has a run of ``single_task``
+    (NaN at seeds that it did not finish); ``retention``, its numbers of capabilities defined and
     undefined; ``delta_G`` in G's unit; item flips as shares, means over the capabilities with right-or-wrong
     items; per text ``delta_CE:<text>``, ``KL_forward:<text>``, ``KL_reverse:<text>`` after the last task,
     nats per token; and the cost. Metrics of a run that is not finished are NaN; its cost is what it has taken
@@ -69,6 +72,11 @@ def summarise(store: ResultStore) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     records = {record.run_id: record for record in store.records()}
     check_alike(list(records.values()))
+    single = {
+        record.config.seed: np.diagonal(record.R, offset=-1)
+        for record in records.values()
+        if record.config.mitigation == SINGLE_TASK and record.status == "finished"
+    }
     for run in store.config().runs():
         labels = {"mitigation": run.mitigation, "view": "", "seed": run.seed, "run_id": run.run_id}
         record = records.get(run.run_id)
@@ -81,14 +89,16 @@ def summarise(store: ResultStore) -> pd.DataFrame:
             continue
         items = store.load_items(record.run_id)
         stderr = base_stderr(record, items)
-        as_it_stands = {**_scores(record, record.R, record.G, stderr), **_flips(record, items), **_drift(record)}
-        rows.append({**labels, **as_it_stands, **_cost(record)})
-        for view in views(record):
+        for view in ("", *views(record)):
             R, G = matrices(record, view)
-            rows.append({**labels, "view": view, **_scores(record, R, G, stderr)})
+            row = {**labels, "view": view, **_scores(record, R, G, stderr)}
+            if run.seed in single:
+                row["intransigence"] = metrics.intransigence(R, single[run.seed])
+            rows.append(row if view else {**row, **_flips(record, items), **_drift(record), **_cost(record)})
     frame = pd.DataFrame(rows)
     flipped = [f"flips_{name}" for name in FLIPS]
-    always = [*LABELS, *TASK_METRICS, "retention", "delta_G", *flipped, *COUNTS, *COSTS]
+    against_single = ["intransigence"] if single else []
+    always = [*LABELS, *TASK_METRICS, *against_single, "retention", "delta_G", *flipped, *COUNTS, *COSTS]
     texts = [column for column in frame.columns if column not in always]
     return frame.reindex(columns=[*always, *texts])
 
@@ -110,7 +120,20 @@ def views(record: RunRecord) -> list[str]:
     """Names of the states that every row after the base's was also scored in."""
     if len(record.rows) < 2:
         return []
-    return sorted(set.intersection(*(set(row.views) for row in record.rows[1:])))
+    return sorted(set.intersection(*(set(row.views) for row in record.rows[1:])), key=_view_order)
+
+
+def curve_point(view: str) -> tuple[str, float] | None:
+    """Split the name of a view that is one strength of a method among others, ``alpha=0.25``; ``None`` for another."""
+    key, _, value = view.partition("=")
+    try:
+        return key, float(value)
+    except ValueError:
+        return None
+
+
+def _view_order(view: str) -> tuple[str, float]:
+    return curve_point(view) or (view, 0.0)
 
 
 def matrices(record: RunRecord, view: str = "") -> tuple[list[list[float]], list[list[float]]]:
@@ -235,7 +258,7 @@ def _groups(frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(mitigation, view, its rows): mitigations in the grid's order, each followed by its views."""
     for mitigation in frame["mitigation"].unique():
         runs = frame[frame["mitigation"] == mitigation]
-        for view in sorted(runs["view"].unique()):
+        for view in sorted(runs["view"].unique(), key=_view_order):
             yield str(mitigation), str(view), runs[runs["view"] == view]
 
 
