@@ -29,17 +29,16 @@ class FeatureExtraction(Mitigation[Options]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """Parts that look at the model in ``setup`` must find the new head."""
-        for part in chain:
-            name = type(part).__name__
-            if name == "LoRA":
-                raise UsageError(
-                    "mitigation 'feature_extraction': trains a head alone, 'lora' adapters alone; leave one out"
-                )
-            if part is self:
-                break
+        if any(type(part).__name__ == "LoRA" for part in chain):
+            raise UsageError(
+                "mitigation 'feature_extraction': trains a head alone, 'lora' adapters alone; leave one of them out"
+            )
+        for part in chain[: list(chain).index(self)]:
             if type(part).setup is not Mitigation.setup:
+                name = type(part).__module__.rpartition(".")[2]
                 raise UsageError(
-                    f"mitigation 'feature_extraction': stands after {name}, which would miss its head; write it first"
+                    f"mitigation 'feature_extraction': stands after {name!r}, which would miss its head; "
+                    f"write feature_extraction+{name}"
                 )
 
     def check_model(self, model: PreTrainedModel) -> None:
