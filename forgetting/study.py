@@ -65,11 +65,12 @@ def _steps(config: RunConfig, sizes: list[int]) -> int:
 
     training, total = config.training, 0
     per_step = training.batch_size * training.gradient_accumulation
+    mitigation = build_mitigation(config.mitigation)
     for size in sizes:
         arguments = training_arguments(training, seed=0, output=gettempdir())
         if training.epochs is not None:
             arguments.max_steps = ceil(ceil(size / per_step) * training.epochs)
-        total += build_mitigation(config.mitigation).training_arguments(arguments).max_steps
+        total += mitigation.training_arguments(arguments).max_steps
     return total
 
 

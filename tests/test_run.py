@@ -16,6 +16,7 @@ import yaml
 
 from forgetting.config import StudyConfig, parse_study
 from forgetting.errors import UsageError
+from forgetting.report import write_report
 from forgetting.results import ResultStore, RunRecord
 from forgetting.study import plan_study, run_study
 
@@ -112,6 +113,31 @@ def test_no_run_is_begun_after_the_hours_given(tmp_path: Path, workers: int) -> 
     assert len(begun) <= (0 if workers == 1 else workers)  # a pool may have begun a run before it looks at the clock
     with pytest.raises(UsageError, match="hours = -1"):
         run_study(config, tmp_path / "s", hours=-1)
+
+
+def test_references_and_curves_through_whole_runs(tmp_path: Path) -> None:
+    """What trains nothing costs nothing; a fine-tune of the first task is that of naive; a curve has its ends."""
+    config = small_study(
+        mitigations=["naive", "single_task", "joint", "wise_ft:alpha=0.5,curve=0|1"],
+        sequence={"name": "micro-5", "tasks": ["new_facts", "sorting"], "train_size": 48, "test_size": 24},
+    )
+    plan = plan_study(config.model_copy(update={"mitigations": ("joint", "cumulative")}), tmp_path / "plan")
+    assert [run.steps for run in plan.runs] == [4 + 4, 4 + 8]
+    naive, single, joint, wise = run_study(config, tmp_path / "small")
+    assert all(record.status == "finished" for record in (naive, single, joint, wise))
+    assert single.R[1] == naive.R[1] and single.cost.stored_floats == naive.cost.parameters
+    once, nothing = joint.cost.tasks
+    assert (once.steps, once.examples) == (8, {"task": 64}) and once.train_loss is not None
+    assert (nothing.steps, nothing.flops, nothing.train_loss, nothing.log) == (0, 0, None, [])
+    assert not nothing.tokens and joint.R[1] == joint.R[2] and joint.G[1] == joint.G[2]
+    for row, other in zip(wise.rows[1:], naive.rows[1:], strict=True):
+        assert row.views["alpha=1"] == {"R": other.R, "G": other.G}
+        assert row.views["alpha=0"] == {"R": naive.R[0], "G": naive.G[0]}
+        assert 0 < row.weight_change["block 0"] < other.weight_change["block 0"]
+    paths = write_report(tmp_path / "small")
+    frame = paths.frame.set_index(["mitigation", "view"])
+    assert frame.loc[("single_task", ""), "intransigence"] == 0
+    assert frame.loc[("joint", ""), "steps"] == frame.loc[("naive", ""), "steps"] == 8
 
 
 def test_a_diverging_run_fails_alone(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class Cumulative(Mitigation[CumulativeOptions]):
     def __init__(self, options: CumulativeOptions) -> None:
         super().__init__(options)
         self.replaces_weights = options.reset  # type: ignore[misc]
+        self._tasks = 0
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """A mix of the new task alone, or a look at its validation loss alone, is not of the union."""
@@ -69,11 +70,12 @@ class Cumulative(Mitigation[CumulativeOptions]):
         """The tasks' data so far in their order; the trainer shuffles."""
         from forgetting.tasks.union import union
 
-        self._tasks = len(seen) + 1
+        self._tasks = len(seen)
         return union(self.context, seen, dataset, [])
 
     def training_arguments(self, args: TrainingArguments) -> TrainingArguments:
-        """As many times the steps as there are tasks."""
+        """As many times the steps as there are tasks, this one included."""
+        self._tasks += 1
         if args.max_steps > 0:
             args.max_steps *= self._tasks
         return args

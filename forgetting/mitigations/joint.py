@@ -27,6 +27,10 @@ class Joint(Mitigation[Options]):
     cost: ClassVar[str] = "none; all tasks' data at once"
     reference: ClassVar[bool] = True
 
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self._multiple = 1  # for a plan, which trains nothing: the sum over the tasks is the same
+
     def check(self, chain: Sequence[Mitigation]) -> None:
         """A mix of the first task alone, or a look at its validation loss alone, is not of the union."""
         from forgetting.tasks.union import check_union

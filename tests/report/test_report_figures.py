@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgetting.report.figures import NAMES, draw_figures
-from forgetting.report.style import DPI, drawn, looks, plain, shorten, wrapped
+from forgetting.report.plasticity import plasticity_retention
+from forgetting.report.style import DPI, drawn, looks, plain, shorten, styled, wrapped
 from forgetting.report.summary import summarise
 
 SMALL = {"mitigations": ["naive", "lora:r=8"], "tasks": ["people", "sums"], "capabilities": ["a", "b", "c"]}
@@ -126,3 +127,28 @@ def test_fifteen_mitigations_look_different_and_naive_is_black():
     assert found["naive"].color == (0.0, 0.0, 0.0)
     # A mitigation looks the same in every figure, also where others have no finished run.
     assert list(found) == names
+
+
+@pytest.mark.parametrize(
+    ("mitigation", "own"), [("wise_ft:alpha=0.3", 0.3), ("wise_ft", 0.5), ("./gone.py:alpha=0.3", None)]
+)
+def test_a_runs_other_strengths_are_joined_in_their_order(make_study, tmp_path, monkeypatch, mitigation, own):
+    """Through the run's own point where its strength is known; one entry of the legend for all."""
+    from matplotlib.axes import Axes
+
+    store = make_study(**{**SMALL, "mitigations": ["naive", mitigation]}, seeds=[0])
+    record = next(r for r in store.records() if r.config.mitigation == mitigation)
+    strengths = (0.75, 0.1, 1.0)
+    for row in record.rows[1:]:
+        row.views = {f"alpha={a:g}": {"R": [a, a], "G": row.G} for a in strengths}  # LA is 100 a
+    store.save(record)
+    lines, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda axis, *args, **kw: lines.append(args) or plot(axis, *args, **kw))
+    with styled():
+        figure = plasticity_retention(summarise(store), looks(["naive", mitigation]), tmp_path)
+    assert figure is not None and "on a line with the run's own point" in figure.caption
+    line, marks = lines[-2:]
+    assert list(marks[0]) == pytest.approx([10, 75, 100])
+    own_LA = 100 * sum(record.R[j + 1][j] for j in range(2)) / 2
+    expected = {0.1: 10, 0.75: 75, 1.0: 100} | ({own: own_LA} if own else {})
+    assert list(line[0]) == pytest.approx([expected[a] for a in sorted(expected)])

@@ -11,7 +11,16 @@ import pytest
 from forgetting.analysis.stats import seed_interval
 from forgetting.config import StudyConfig
 from forgetting.errors import UsageError
-from forgetting.report.summary import against_baseline, aggregate, base_stderr, measured, summarise
+from forgetting.report.summary import (
+    against_baseline,
+    aggregate,
+    base_stderr,
+    curve_point,
+    matrices,
+    measured,
+    summarise,
+    views,
+)
 from forgetting.results import (
     CapabilityInfo,
     Cost,
@@ -216,6 +225,7 @@ def test_runs_without_a_result_are_listed_and_left_out_of_means(make_study):
 
 def test_a_study_of_which_nothing_has_begun_has_the_same_columns(make_study):
     begun = summarise(make_study(mitigations=["naive"], seeds=[0]))
+    assert "intransigence" not in begun
     store = ResultStore(make_study(mitigations=["naive"], seeds=[0]).folder)
     for path in (store.folder / "runs").iterdir():
         path.unlink()
@@ -253,3 +263,39 @@ def test_the_summary_survives_csv(make_study, tmp_path):
             frame[column].astype(float).to_numpy(), nan_ok=True, rel=1e-15
         )
     assert again["reason"].iloc[1] == 'a, "b"\nc'
+
+
+def test_intransigence_is_against_the_single_task_run_of_the_same_seed(make_study):
+    store = make_study(mitigations=["naive", "lora:r=8", "single_task"], failed={("single_task", 2): "disk full"})
+    frame = summarise(store)
+    single = {r.config.seed: r for r in store.records() if r.config.mitigation == "single_task"}
+    for record in store.records():
+        if record.status != "finished":
+            continue
+        rows = frame[(frame["run_id"] == record.run_id)].set_index("view")["intransigence"]
+        assert set(rows.index) == ({"", "adapter_off"} if "lora" in record.config.mitigation else {""})
+        T = len(record.tasks)
+        for view, value in rows.items():
+            if record.config.seed == 2:
+                assert math.isnan(value)
+                continue
+            R, _ = matrices(record, str(view))
+            reference = single[record.config.seed].R
+            assert value == pytest.approx(sum(reference[j + 1][j] - R[j + 1][j] for j in range(T)) / T, abs=1e-12)
+    assert (frame.loc[frame["mitigation"] == "single_task", "intransigence"].dropna() == 0).all()
+    points = aggregate(frame).set_index(["mitigation", "view"])
+    assert math.isnan(points.loc[("naive", ""), "intransigence"])  # undefined at one seed
+
+
+def test_views_are_in_the_order_of_their_strengths(make_study):
+    store = make_study(mitigations=["task_arithmetic"], seeds=[0])
+    record = next(store.records())
+    names = ["scale=10", "off", "scale=0.5", "scale=2", "scale=1e-3"]
+    for row in record.rows[1:]:
+        row.views = {name: {"R": row.R, "G": row.G} for name in names}
+    store.save(record)
+    ordered = ["off", "scale=1e-3", "scale=0.5", "scale=2", "scale=10"]
+    assert views(record) == ordered
+    assert list(aggregate(summarise(store))["view"]) == ["", *ordered]
+    assert curve_point("alpha=0.25") == ("alpha", 0.25)
+    assert curve_point("adapter_off") is None and curve_point("prompt=none") is None

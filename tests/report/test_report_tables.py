@@ -122,3 +122,23 @@ def test_latex_table():
     assert r"\resizebox" not in text
     wide = latex(Table("x", "", [str(c) for c in range(12)], []))
     assert r"\resizebox{\textwidth}{!}{%" in wide and r"\end{tabular}}" in wide
+
+
+def test_intransigence_is_a_column_where_it_is_known(make_study):
+    frame = summarise(make_study(mitigations=["naive", "single_task"]))
+    table = contents.headline(frame)
+    column = table.columns.index("intransigence")
+    assert table.rows[1][column] == "0.0 ± 0.0" and table.rows[0][column] not in ("–", "0.0 ± 0.0")
+    assert "intransigence: LA of single_task at the same seed − LA" in table.caption
+
+
+def test_a_runs_other_strengths_are_in_the_headline_and_not_in_the_terminal(make_study):
+    store = make_study(mitigations=["wise_ft:alpha=0.3"], seeds=[0])
+    record = next(store.records())
+    for row in record.rows[1:]:
+        row.views = {f"alpha={a:g}": {"R": row.R, "G": row.G} for a in (0.1, 1.0)}
+    store.save(record)
+    frame = summarise(store)
+    named = [row[0] for row in contents.headline(frame).rows]
+    assert named == ["wise_ft:alpha=0.3", "wise_ft:alpha=0.3 (alpha=0.1)", "wise_ft:alpha=0.3 (alpha=1)"]
+    assert [row[0] for row in contents.headline(frame, short=True).rows] == named[:1]
