@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -77,6 +77,8 @@ class Mitigation(Generic[OptionsT]):
         reference: Whether it is a bound to compare with, which a learner of one task after the other cannot reach.
         replaces_weights: Whether it gives the model other weights between two tasks; one part of a run at most does.
         task_oracle: Whether it is told which task is tested (``scoring``, ``demonstrations``), as no other method is.
+        starts: Where ``setup`` leaves the model's function: at the base model's bit for bit, at it up to rounding (a
+            weight in parts that are added up), or elsewhere (a prompt before every input). Row 0 is the base's always.
     """
 
     summary: ClassVar[str]
@@ -88,6 +90,7 @@ class Mitigation(Generic[OptionsT]):
     reference: ClassVar[bool] = False
     replaces_weights: ClassVar[bool] = False
     task_oracle: ClassVar[bool] = False
+    starts: ClassVar[Literal["base", "rounded", "elsewhere"]] = "base"
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options

@@ -76,15 +76,27 @@ class EWC(Mitigation[EWCOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """The penalty must stand on the parameters that train, for as long as the run lasts."""
+        from forgetting.adapters import Adapter
+
         for position, part in enumerate(chain):
-            if type(part).__name__ != "LoRA":
+            if not isinstance(part, Adapter):
                 continue
             if position > chain.index(self):
                 raise UsageError(
-                    "mitigation 'ewc': stands before 'lora', which freezes what it protects; write lora+ewc"
+                    f"mitigation 'ewc': stands before {part.name!r}, which freezes what it protects; "
+                    f"write {part.name}+ewc"
                 )
-            if part.options.merge:
-                raise UsageError("mitigation 'ewc': needs an adapter that lasts; write lora:merge=false+ewc")
+            if not part.lasts():
+                merges = "merge" in type(part.options).model_fields
+                way_out = f"write {part.name}:merge=false+ewc" if merges else f"{part.name!r} begins one per task"
+                raise UsageError(f"mitigation 'ewc': needs an adapter that lasts; {way_out}")
+            allowed = part.estimators()
+            if self.options.estimator not in allowed or (self.options.mode == "kfac" and "sample" not in allowed):
+                way_out = f"write {part.name}+ewc:estimator={allowed[0]}" if allowed else "leave one out"
+                raise UsageError(
+                    f"mitigation 'ewc': estimator = {self.options.estimator!r}: has no rule for what {part.name!r} "
+                    f"trains; {way_out}"
+                )
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""

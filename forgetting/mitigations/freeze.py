@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -49,24 +49,43 @@ class Freeze(Mitigation[FreezeOptions]):
     Options: ClassVar[type[Options]] = FreezeOptions
     null: ClassVar[dict[str, Any] | None] = {"first": 0}
 
+    def __init__(self, options: FreezeOptions) -> None:
+        super().__init__(options)
+        self._adapted = False
+
     def check(self, chain: Sequence[Mitigation]) -> None:
-        """Freezing before LoRA would miss the adapters."""
-        names = [type(part).__name__ for part in chain]
-        if "LoRA" in names and names.index("LoRA") > chain.index(self):
-            raise UsageError(
-                "mitigation 'freeze': stands before 'lora', whose adapters it would miss; write lora+freeze"
-            )
+        """Freezing before an adapter is made would miss it."""
+        from forgetting.adapters import Adapter
+
+        for part in chain:
+            if isinstance(part, Adapter):
+                if chain.index(part) > chain.index(self):
+                    raise UsageError(
+                        f"mitigation 'freeze': stands before {part.name!r}, whose parameters it would miss; "
+                        f"write {part.name}+freeze"
+                    )
+                self._adapted = True
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """The blocks and names must exist, and something must be left to train."""
-        frozen = {id(parameter) for parameter in self._frozen(model)}
-        if all(id(parameter) in frozen for parameter in model.parameters()):
+        """The blocks and names must exist, and something must be left to train.
+
+        Behind an adapter this waits for ``setup``: the model as it is pretrained has not the adapter's parameters.
+        """
+        if not self._adapted:
+            frozen = {id(parameter) for parameter in self._frozen(model)}
+            self._something_left(p for p in model.parameters() if id(p) not in frozen)
+
+    @staticmethod
+    def _something_left(parameters: Iterable[nn.Parameter]) -> None:
+        if not any(parameter.requires_grad for parameter in parameters):
             raise UsageError("mitigation 'freeze': freezes every parameter; leave something to train")
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Freeze."""
         super().setup(model, context)
-        return self._freeze(model)
+        model = self._freeze(model)
+        self._something_left(model.parameters())
+        return model
 
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Freeze again: a part before this one may have added parameters."""

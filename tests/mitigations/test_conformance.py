@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from forgetting.adapters import Adapter
 from forgetting.checkpoint import load_checkpoint, save_checkpoint
 from forgetting.config import TrainingConfig
 from forgetting.mitigations import Mitigation, RunContext, build_mitigation, get_mitigation, mitigation_names
@@ -42,9 +43,16 @@ ACTIVE = {
     "joint": "joint",
     "cumulative": "cumulative:reset=true",
     "single_task": "single_task",
+    "o_lora": "o_lora:r=2",
+    "task_lora": "task_lora:r=2",
+    "ia3": "ia3:lr_factor=100",
+    "osf": "osf",
+    "prompt_tuning": "prompt_tuning:length=3",
+    "prefix_tuning": "prefix_tuning:length=3",
+    "in_context": "in_context:shots=2",
 }
-NO_NULL = {"lora", "feature_extraction", "bitfit", "task_arithmetic", "joint", "cumulative", "single_task"}
-"""Methods that are naive at no option: what they train, or on what, is another."""
+NO_NULL = {"feature_extraction", "bitfit", "task_arithmetic", "joint", "cumulative", "single_task", "in_context"}
+"""Besides adapters, methods that are naive at no option: what they train, or on what, is another."""
 
 
 def make_task(name: str, shift: int) -> Task:
@@ -124,7 +132,9 @@ def test_at_strength_zero_equals_naive_bit_for_bit(
 
 
 def test_methods_without_a_null_strength_are_known() -> None:
-    assert {name for name in mitigation_names() if get_mitigation(name).null is None} == NO_NULL
+    without = {name for name in mitigation_names() if get_mitigation(name).null is None}
+    adapters = {name for name in mitigation_names() if issubclass(get_mitigation(name), Adapter)}
+    assert without == adapters | NO_NULL
 
 
 @pytest.mark.parametrize("name", [n for n in mitigation_names() if n != "naive"])
@@ -159,13 +169,24 @@ def test_state_survives_save_and_load(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", mitigation_names())
-def test_row_0_is_the_base_model(name: str) -> None:
+def test_setup_starts_where_the_class_says(name: str) -> None:
+    """Row 0 is measured on the base model; what trains starts there too, or the base is there in a view of it."""
     base = tiny_llama()
     ids = torch.arange(2, 12)[None]
     expected = base(ids).logits
-    model = build_mitigation(ACTIVE[name]).setup(copy.deepcopy(base), context())
-    assert torch.equal(model(ids).logits, expected)
+    mitigation = build_mitigation(ACTIVE[name])
+    model = mitigation.setup(copy.deepcopy(base), context())
     assert not model.training
+    logits = model(ids).logits
+    if mitigation.starts == "base":
+        assert torch.equal(logits, expected)
+    elif mitigation.starts == "rounded":
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+    else:
+        assert not torch.allclose(logits[:, -10:], expected)
+    for view in mitigation.views(model).values():
+        with view:
+            assert torch.equal(model(ids).logits, expected)
 
 
 @pytest.mark.parametrize("name", mitigation_names())
