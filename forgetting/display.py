@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 console = Console()
 
+REFERENCE = "(a bound to compare with, no method)"
+TASK_ORACLE = "(told which task is tested)"
 LISTS = ("mitigations", "sequences", "suites", "models")
 
 
@@ -145,7 +147,9 @@ def print_list(what: str) -> None:
             options = [
                 f"{key} ({field.default}): {field.description}" for key, field in cls.Options.model_fields.items()
             ]
-            table.add_row(name, f"{cls.summary}\n{cls.equation}\n{cls.paper}", "\n".join(options), cls.cost)
+            marks = [text for is_so, text in ((cls.reference, REFERENCE), (cls.task_oracle, TASK_ORACLE)) if is_so]
+            costs = "\n".join([cls.cost, *marks])
+            table.add_row(name, f"{cls.summary}\n{cls.equation}\n{cls.paper}", "\n".join(options), costs)
     else:
         table.add_column("name", overflow="fold", no_wrap=True)
         table.add_column("what it is", overflow="fold")
