@@ -178,6 +178,23 @@ def torch_device(name: str) -> torch.device:
     return target
 
 
+def prompt_length(model: nn.Module) -> int:
+    """Return how many virtual tokens (a soft prompt, a prefix) a model reads before its input; 0 while they are off.
+
+    peft puts them there. It takes no 4D attention mask beside them, and no left padding beside a soft prompt.
+    """
+    config = getattr(model, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning or model._adapters_disabled:
+        return 0
+    return int(config.num_virtual_tokens)
+
+
+def logits_before(model: nn.Module) -> int:
+    """Return how many logits come before the input's: one per token of a soft prompt, none for a prefix."""
+    config: Any = getattr(model, "active_peft_config", None)
+    return 0 if config is None or config.peft_type == "PREFIX_TUNING" else prompt_length(model)
+
+
 def transformer_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the name and list of the model's blocks: its longest ModuleList.
 

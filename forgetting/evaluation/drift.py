@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from forgetting.errors import UsageError
 from forgetting.evaluation.encoding import encode_texts
 from forgetting.evaluation.likelihood import evaluating
-from forgetting.models import layer_name
+from forgetting.models import layer_name, logits_before
 from forgetting.results import TextDrift
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class DriftMeter:
 
 def _log_probs(model: PreTrainedModel, input_ids: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
     """Log-probabilities at the predicted positions, (N, V), in fp32 at least."""
-    logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits[:, :-1][predicted.to(model.device)]
+    logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits
+    logits = logits[:, logits_before(model) : -1][predicted.to(model.device)]
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
@@ -157,8 +159,9 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
     """Relative L2 change of the weights, ‖θ − θ_base‖ / ‖θ_base‖, per layer.
 
     Layers are ``embeddings``, ``block 0`` ..., ``final norm`` and ``head`` (a tied head is part of the
-    embeddings; one that was tied in the base model alone is compared with what it was tied to). An additive adapter
-    (LoRA) that is active counts as the change of the weight that it adds to.
+    embeddings; one that was tied in the base model alone is compared with what it was tied to). An adapter in the
+    weights (LoRA, (IA)³) that is active counts as the change that merging it would make; a prompt before the input
+    changes no weight.
 
     Args:
         base_model: The reference.
@@ -186,19 +189,16 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
 
 
 def _effective_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters by the name that they have without adapters, with what active adapters add to them."""
+    """Parameters by the name that they have without adapters, as they were if active adapters were merged."""
     base = getattr(model, "get_base_model", lambda: model)()
-    adapted = {name: module for name, module in base.named_modules() if hasattr(module, "get_delta_weight")}
-    weights: dict[str, torch.Tensor] = {}
-    with torch.no_grad():
-        for name, parameter in base.named_parameters():
-            owner = next((prefix for prefix in adapted if name.startswith(prefix + ".")), None)
-            if owner is None:
-                weights[name] = parameter.detach()
-            elif name.startswith(owner + ".base_layer."):
-                weights[name.replace(".base_layer.", ".")] = parameter.detach()
-        for name, module in adapted.items():
-            if not (module.disable_adapters or module.merged):
-                for adapter in module.active_adapters:
-                    weights[f"{name}.weight"] = weights[f"{name}.weight"] + module.get_delta_weight(adapter)
+    adapted = {name: module for name, module in base.named_modules() if hasattr(module, "base_layer")}
+    inside = tuple(f"{name}." for name in adapted)
+    weights = {name: p.detach() for name, p in base.named_parameters() if not name.startswith(inside)}
+    for name, module in adapted.items():
+        layer = module.base_layer
+        if not (module.disable_adapters or module.merged):
+            merged = copy.deepcopy(module)  # one layer at a time: unmerging would round
+            merged.merge()
+            layer = merged.base_layer
+        weights.update({f"{name}.{local}": parameter.detach() for local, parameter in layer.named_parameters()})
     return weights

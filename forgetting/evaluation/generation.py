@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from forgetting.errors import UsageError
 from forgetting.evaluation.encoding import encode_texts
 from forgetting.evaluation.likelihood import evaluating
+from forgetting.models import prompt_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +28,8 @@ class _Batch:
 
 class PreparedGenerations:
     """Prompts to be continued greedily, as left-padded batches, the longest first.
+
+    A model that reads a soft prompt before its input gets prompts of one length at a time, without padding between.
 
     Args:
         prompts: Texts; results are in this order.
@@ -56,14 +61,24 @@ class PreparedGenerations:
         self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.until = tuple(until)
-        encoded = [ids[-(max_length - max_new_tokens) :] for ids in encode_texts(tokenizer, prompts)]
-        order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
-        self._batches = [
-            self._batch(encoded, order[start : start + batch_size]) for start in range(0, len(order), batch_size)
-        ]
-        self._n = len(encoded)
+        self._encoded = [ids[-(max_length - max_new_tokens) :] for ids in encode_texts(tokenizer, prompts)]
+        self._batch_size = batch_size
+        self._batches = self._batched(range(len(self._encoded)))
 
-    def _batch(self, encoded: list[list[int]], members: list[int]) -> _Batch:
+    @cached_property
+    def _unpadded(self) -> list[_Batch]:
+        """Batches of prompts of one length."""
+        by_length: dict[int, list[int]] = {}
+        for index, ids in enumerate(self._encoded):
+            by_length.setdefault(len(ids), []).append(index)
+        return [batch for members in by_length.values() for batch in self._batched(members)]
+
+    def _batched(self, members: Iterable[int]) -> list[_Batch]:
+        order = sorted(members, key=lambda index: (-len(self._encoded[index]), index))
+        return [self._batch(order[i : i + self._batch_size]) for i in range(0, len(order), self._batch_size)]
+
+    def _batch(self, members: list[int]) -> _Batch:
+        encoded = self._encoded
         width = max(len(encoded[index]) for index in members)
         padding = self.tokenizer.pad_token_id or 0
         rows = [[padding] * (width - len(encoded[i])) + encoded[i] for i in members]
@@ -72,10 +87,12 @@ class PreparedGenerations:
 
     def generate(self, model: PreTrainedModel) -> list[str]:
         """Return the continuations, without special tokens, cut at EOS and at the first of ``until``."""
-        texts = [""] * self._n
+        texts = [""] * len(self._encoded)
         ends = self._end_tokens(model)
-        with evaluating(model):
-            for batch in self._batches:
+        with evaluating(model), warnings.catch_warnings():
+            # Of a soft prompt's peft says that it ignores positions: those of unpadded rows are what they would be.
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
+            for batch in self._unpadded if prompt_length(model) else self._batches:
                 for index, ids in zip(batch.members, self._continue(model, batch, ends), strict=True):
                     end = next((k for k, token in enumerate(ids) if token in ends), len(ids))
                     text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True))

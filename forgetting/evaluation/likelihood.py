@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from forgetting.evaluation.packing import Batch, TokenSequence, make_batches
+from forgetting.models import logits_before, prompt_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class PreparedLikelihoods:
 
     Shared beginnings within a group are computed once (see :mod:`forgetting.evaluation.packing`). The batch with
     the longest sequence that needs a 4D mask is scored plainly too, once per model and length: an architecture
-    that does not honour such masks is then scored without them.
+    that does not honour such masks is then scored without them, as is one that reads a prompt before its input.
 
     Args:
         sequences: What to score; results are in this order.
@@ -99,6 +100,8 @@ class PreparedLikelihoods:
         return [(float(total), bool(best)) for total, best in zip(sums, all_greedy, strict=True)]
 
     def _may_branch(self, model: PreTrainedModel) -> bool:
+        if prompt_length(model):
+            return False
         if self._deepest is None:
             return True
         batch, depth = self._deepest
@@ -146,7 +149,7 @@ def _score(model: PreTrainedModel, batch: Batch) -> tuple[NDArray[np.float64], N
     if batch.depths is not None:
         inputs["position_ids"] = batch.depths.to(device)
         inputs["attention_mask"] = batch.mask(model.dtype, device)
-    columns = batch.columns.to(device)
+    columns = batch.columns.to(device) + logits_before(model)
     if takes_logits_to_keep(model):
         logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits  # (B, K, V)
     else:

@@ -105,8 +105,9 @@ class Suite:
         from lm_eval.models.utils import resolve_max_length
 
         from forgetting.evaluation.lm import Prepared
+        from forgetting.models import prompt_length
 
-        key = batch_size, resolve_max_length(model.config, tokenizer)
+        key = batch_size, resolve_max_length(model.config, tokenizer) - prompt_length(model)
         by_size = self._prepared.setdefault(tokenizer, {})
         if key not in by_size:
             by_size[key] = Prepared(self._requests, tokenizer, batch_size=key[0], max_length=key[1])

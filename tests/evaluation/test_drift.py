@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 
 from forgetting.errors import UsageError
 from forgetting.evaluation.drift import DriftMeter, weight_change
+from forgetting.mitigations import build_mitigation
 from forgetting.tasks.task import Example
 from tests.evaluation.test_encoding import with_bos
 from tests.evaluation.test_lm import TOKENIZER, sharp
+from tests.mitigations.test_conformance import context
 from tests.models_for_tests import tiny_gpt2, tiny_llama
 
 DOCUMENTS = ["w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12", "w13", "w14 w15 w16", "w17 w18 w19 w20 w21"]
@@ -157,3 +159,20 @@ def test_an_active_adapter_counts_as_what_merging_it_would_change(make: type) ->
         assert set(weight_change(base, wrapped).values()) == {0.0}
     assert adapted["block 0"] > 0.1 and adapted["embeddings"] == 0
     assert adapted == pytest.approx(weight_change(base, wrapped.merge_and_unload()), rel=1e-6)
+
+
+@pytest.mark.parametrize("adapter", ["lora:r=2,dora=true", "lora:r=2,init=pissa", "ia3", "osf"])
+def test_adapters_that_are_no_sum_count_as_what_merging_them_would_change(adapter: str) -> None:
+    base = tiny_llama()
+    wrapped = build_mitigation(adapter).setup(tiny_llama(), context())
+    assert weight_change(base, wrapped) == pytest.approx(weight_change(base, base), abs=1e-6)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    before = {name: p.detach().clone() for name, p in wrapped.named_parameters()}
+    adapted = weight_change(base, wrapped)
+    assert all(torch.equal(p, before[name]) for name, p in wrapped.named_parameters())
+    assert adapted["block 0"] > 0.02 and adapted["embeddings"] == 0
+    assert adapted == pytest.approx(weight_change(base, wrapped.merge_and_unload()), rel=1e-6)  # type: ignore[operator]
