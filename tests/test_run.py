@@ -306,3 +306,27 @@ def test_an_error_in_a_mitigation_of_ones_own_fails_that_run_alone(tmp_path: Pat
     bad, good = run_study(small_study(mitigations=[str(mine), "naive"]), tmp_path / "s")
     assert bad.status == "failed" and bad.reason == "TypeError: oops (mine.py, line 4)"
     assert good.status == "finished"
+
+
+def test_oracles_and_prompts_over_a_whole_run(tmp_path: Path) -> None:
+    mitigations = ["in_context:shots=1", "task_lora:r=2", "prompt_tuning:length=4"]
+    config = small_study(
+        mitigations=mitigations,
+        sequence={"name": "micro-tuning", "train_size": 32, "test_size": 16},
+        training={"steps": 2, "batch_size": 8, "max_length": 96},
+        evaluation={"suite": "micro", "limit": 4, "drift_tokens": 200},
+    )
+    in_context, task_lora, prompt = run_study(config, tmp_path / "small")
+    assert all(record.status == "finished" for record in (in_context, task_lora, prompt))
+    base = in_context.rows[0]
+    for row in in_context.rows:
+        assert row.G == base.G and set(row.weight_change.values()) == {0.0}
+        assert all(drift.kl_forward == 0 for drift in row.drift.values())
+    assert [cost.steps for cost in in_context.cost.tasks] == [0] * (len(base.R))
+    assert in_context.R[1][1:] == base.R[1:]  # a task that is not met yet has no examples in context
+    for record in (task_lora, prompt):
+        for row in record.rows[1:]:
+            assert row.views["adapter_off"] == {"R": base.R, "G": base.G}
+            assert any(drift.kl_forward > 0 for drift in row.drift.values())
+    assert task_lora.R[1][1:] == base.R[1:] and task_lora.R[-1][0] == task_lora.R[1][0]
+    assert all(set(row.weight_change.values()) == {0.0} for row in prompt.rows)

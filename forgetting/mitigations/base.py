@@ -192,6 +192,8 @@ class Compose(Mitigation[Options]):
                 f"mitigations {replacing[0]!r} and {replacing[1]!r}: each gives the model other weights between two "
                 "tasks; leave one of them out"
             )
+        order = ("base", "rounded", "elsewhere")
+        self.starts = max((part.starts for part in self.parts), key=order.index)  # type: ignore[misc]
         for part in self.parts:
             part.check(self.parts)
 

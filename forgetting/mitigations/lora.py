@@ -77,6 +77,11 @@ class LoRA(Adapter[RankOptionsT]):
     cost: ClassVar[str] = "r (I + O) trained floats per linear layer; as many stored with init=pissa or olora"
     Options: ClassVar[type[AdapterOptions]] = LoRAOptions
 
+    def __init__(self, options: RankOptionsT) -> None:
+        super().__init__(options)
+        if options.dora or options.init in (*SPLIT, "orthogonal"):
+            self.starts = "rounded"  # type: ignore[misc]  # of the class it is the default options'
+
     def lasts(self) -> bool:
         """See Adapter."""
         return isinstance(self.options, LoRAOptions) and not self.options.merge
