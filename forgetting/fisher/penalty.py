@@ -80,9 +80,12 @@ class DiagonalPenalty:
         self.weighted: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def consolidate(self, fisher: DiagonalFisher, parameters: Mapping[str, Tensor], weight: float = 1.0) -> None:
-        """Protect the present weights, F times ``weight``."""
-        for name, mean in fisher.values.items():
+    def consolidate(
+        self, fisher: DiagonalFisher | Mapping[str, Tensor], parameters: Mapping[str, Tensor], weight: float = 1.0
+    ) -> None:
+        """Protect the present weights, F times ``weight``; F may be any other importance, by parameter."""
+        values = fisher.values if isinstance(fisher, DiagonalFisher) else fisher
+        for name, mean in values.items():
             value = mean * weight
             theta = parameters[name].detach().to(value.dtype)
             before = self.fisher.get(name)

@@ -131,6 +131,7 @@ class Mitigation(Generic[OptionsT]):
     ) -> torch.Tensor:
         """Add to the training loss (distillation); ``loss`` is a scalar, the batch's mean in nats per token.
 
+        ``batch`` is what the model was given, and ``weights`` (B, T) where the features have any.
         What is added is a mean too: the trainer weighs a batch by its tokens where several make one step.
         """
         return loss
@@ -139,8 +140,14 @@ class Mitigation(Generic[OptionsT]):
         """Change the accumulated gradients, before they are clipped; once per optimizer step.
 
         ``again`` computes them anew at the present weights, from the step's batches and every part's ``loss``; what
-        other parts did to the gradients after the backward pass is then gone.
+        other parts did to the gradients after the backward pass is then gone. Dropout draws what it drew the first
+        time, and the global generator stands afterwards where it stood before.
         """
+
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether :meth:`after_backward` does: a part that computes them ``again`` must then stand before this one."""
+        return type(self).after_backward is not Mitigation.after_backward
 
     def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
         """Change the weights after the optimizer's step, taken with ``learning_rate``."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from forgetting.errors import UsageError
-from forgetting.mitigations.base import Mitigation, Options, RunContext
+from forgetting.consolidation import PenaltyOptions, QuadraticMitigation
+from forgetting.mitigations.base import Options, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +17,12 @@ if TYPE_CHECKING:
     from forgetting.tasks.task import Task
 
 
-class EWCOptions(Options):
+class EWCOptions(PenaltyOptions):
     """Options of ewc."""
 
-    strength: float = Field(default=1000.0, ge=0, description="λ, of the mean per-sequence Fisher; 0 switches it off")
+    strength: float = Field(
+        default=1000.0, ge=0, allow_inf_nan=False, description="λ, of the mean per-sequence Fisher; 0 switches it off"
+    )
     convention: Literal["mean", "van_de_ven", "kirkpatrick", "avalanche"] = Field(
         default="mean", description="whose λ the strength is; others are converted (forgetting.fisher.penalty)"
     )
@@ -30,10 +31,6 @@ class EWCOptions(Options):
         description="separate: the sum of all penalties; online: around the latest weights; kfac: in eigenbases",
     )
     decay: float = Field(default=1.0, gt=0, le=1, description="of the earlier Fisher information, with mode=online")
-    update: Literal["implicit", "gradient"] = Field(
-        default="implicit",
-        description="implicit: a step stable at any λ; gradient: added to the loss's, as in the paper",
-    )
     estimator: Literal["sample", "empirical", "batched", "positionwise"] = Field(
         default="sample",
         description="sample: labels drawn from the model; empirical: observed labels; batched, positionwise: "
@@ -55,7 +52,7 @@ class EWCOptions(Options):
         return self
 
 
-class EWC(Mitigation[EWCOptions]):
+class EWC(QuadraticMitigation[EWCOptions]):
     """A quadratic penalty around the pretrained weights and every learned task's, weighted by their Fisher.
 
     All diagonal penalties are one quadratic: memory and time per step do not grow with the number of tasks. By
@@ -72,42 +69,17 @@ class EWC(Mitigation[EWCOptions]):
     equation: ClassVar[str] = "θ ← argmin_u ‖u − θ‖² / 2η + λ/2 Σ_i (u − θ_i)ᵀ F_i (u − θ_i)"
     cost: ClassVar[str] = "2 floats per trained parameter; about a training step per batch of Fisher sequences and task"
     Options: ClassVar[type[Options]] = EWCOptions
-    null: ClassVar[dict[str, Any] | None] = {"strength": 0}
 
-    def check(self, chain: Sequence[Mitigation]) -> None:
-        """The penalty must stand on the parameters that train, for as long as the run lasts."""
-        from forgetting.adapters import Adapter
-
-        for position, part in enumerate(chain):
-            if not isinstance(part, Adapter):
-                continue
-            if position > chain.index(self):
-                raise UsageError(
-                    f"mitigation 'ewc': stands before {part.name!r}, which freezes what it protects; "
-                    f"write {part.name}+ewc"
-                )
-            if not part.lasts():
-                merges = "merge" in type(part.options).model_fields
-                way_out = f"write {part.name}:merge=false+ewc" if merges else f"{part.name!r} begins one per task"
-                raise UsageError(f"mitigation 'ewc': needs an adapter that lasts; {way_out}")
-            allowed = part.estimators()
-            if self.options.estimator not in allowed or (self.options.mode == "kfac" and "sample" not in allowed):
-                way_out = f"write {part.name}+ewc:estimator={allowed[0]}" if allowed else "leave one out"
-                raise UsageError(
-                    f"mitigation 'ewc': estimator = {self.options.estimator!r}: has no rule for what {part.name!r} "
-                    f"trains; {way_out}"
-                )
+    def estimators(self) -> tuple[str, ...]:
+        """See QuadraticMitigation."""
+        if self.options.strength == 0:
+            return ()
+        return (self.options.estimator, "sample") if self.options.mode == "kfac" else (self.options.estimator,)
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""
-        from forgetting.fisher.capture import Capture, select_parameters
-
         if self.options.strength > 0 and self.options.estimator != "batched":
-            try:
-                with Capture(model, select_parameters(model, None), lambda name, uses: None):
-                    pass
-            except ValueError as error:
-                raise UsageError(f"mitigation 'ewc': {error}") from None
+            self._check_rules(model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Consolidate the pretrained state, on pretraining text."""
@@ -121,9 +93,8 @@ class EWC(Mitigation[EWCOptions]):
             else fisher.DiagonalPenalty(online=online, decay=self.options.decay)
         )
         self._consolidated = 0
-        self._strength = self.options.strength
         if self.options.strength > 0:
-            self._consolidate(model, context.encode_text(context.pretraining.train[: self.options.examples]))
+            self._consolidate(model, self._pretraining_features(self.options.examples))
         return model
 
     def _consolidate(self, model: PreTrainedModel, features: list[dict[str, Any]]) -> None:
@@ -164,42 +135,20 @@ class EWC(Mitigation[EWCOptions]):
             )
         return model
 
-    def after_backward(self, model: PreTrainedModel, again: Callable[[], None]) -> None:
-        """Add the penalty's gradient, where that is asked for."""
-        if self.options.update == "gradient":
-            self.penalty.add_gradient(dict(model.named_parameters()), self._strength)
-
-    def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
-        """Take the implicit step."""
-        if self.options.update == "implicit":
-            self.penalty.step(dict(model.named_parameters()), learning_rate * self._strength)
-
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Consolidate the task."""
-        import torch
-
         if self.options.strength > 0 and self.options.tasks:
-            features = self.context.encode_task(task)
-            generator = torch.Generator().manual_seed(self.context.seed * 1000 + self._consolidated)
-            order = torch.randperm(len(features), generator=generator).tolist()  # a file may be sorted by label
-            self._consolidate(model, [features[i] for i in order[: self.options.examples]])
+            seed = self.context.seed * 1000 + self._consolidated
+            self._consolidate(model, self._chosen(self.context.encode_task(task), self.options.examples, seed))
         return model
-
-    def stored_floats(self) -> int:
-        """Two per protected parameter; with ``mode=kfac``, bases, eigenvalues and weights per task."""
-        return self.penalty.stored_floats()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The penalty, and how many states it protects."""
         import torch
 
-        return {"consolidated": torch.tensor(self._consolidated)} | {
-            f"penalty.{key}": value for key, value in self.penalty.state_dict().items()
-        }
+        return {"consolidated": torch.tensor(self._consolidated)} | super().state_dict()
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Restore."""
         self._consolidated = int(state["consolidated"])
-        self.penalty.load_state_dict(
-            {key.removeprefix("penalty."): value for key, value in state.items() if key.startswith("penalty.")}
-        )
+        super().load_state_dict(state)
