@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from forgetting.tasks.encode import IGNORED
+from forgetting.tasks.encode import IGNORED, Collator
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Direction = Literal["forward", "reverse"]
 
@@ -35,13 +35,30 @@ def predicted_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return logits if logits.element_size() > 4 else logits.float()
 
 
+def at_predicted(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return those of ``values`` (B, T) that stand at predicted tokens, (N,), in the order of the logits."""
+    return values[:, 1:][labels[:, 1:] != IGNORED]
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the loss of each predicted token, (N,), in nats; arguments as of :func:`predicted_logits`."""
+    import torch.nn.functional as F
+
+    return F.cross_entropy(predicted_logits(logits, labels), at_predicted(labels, labels), reduction="none")
+
+
+def predict(model: PreTrainedModel, batch: dict[str, torch.Tensor], labels: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the model's logits, (N, V), at the batch's predicted tokens, or at those of other ``labels``."""
+    logits = model(**inputs(batch), use_cache=False).logits
+    return predicted_logits(logits, batch["labels"] if labels is None else labels)
+
+
 def teach(teacher: PreTrainedModel, batch: dict[str, torch.Tensor], labels: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the teacher's logits, (N, V), at the batch's predicted tokens, or at those of other ``labels``."""
+    """Return what :func:`predict` does, of a teacher: no gradient goes through it."""
     import torch
 
     with torch.no_grad():
-        logits = teacher(**inputs(batch), use_cache=False).logits
-    return predicted_logits(logits, batch["labels"] if labels is None else labels)
+        return predict(teacher, batch, labels)
 
 
 def inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -72,3 +89,51 @@ def kl_divergence(
     if direction == "reverse":
         p, q = q, p
     return F.kl_div(q, p, reduction="batchmean", log_target=True) * temperature**2
+
+
+class ExampleLoss(NamedTuple):
+    """How well a model predicts an example.
+
+    Attributes:
+        length: Its tokens.
+        predicted: Those that are predicted.
+        loss: Their mean loss, in nats; 0 where there is none.
+    """
+
+    length: int
+    predicted: int
+    loss: float
+
+
+def example_losses(
+    model: PreTrainedModel, features: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> list[list[ExampleLoss]]:
+    """Return a model's loss on each example of each feature; a packed row has several.
+
+    Args:
+        model: In the mode in which it is to predict.
+        features: See ``forgetting.tasks.encode``.
+        tokenizer: For its padding token.
+        batch_size: Features per forward pass.
+    """
+    import torch
+
+    collate, found = Collator.for_tokenizer(tokenizer), []
+    for begin in range(0, len(features), batch_size):
+        rows = features[begin : begin + batch_size]
+        batch = {key: value.to(model.device) for key, value in collate(rows).items()}
+        predicted = batch["labels"] != IGNORED
+        losses = torch.zeros(predicted.shape, dtype=torch.float64)
+        with torch.no_grad():
+            logits = model(**inputs(batch), use_cache=False).logits
+        losses[:, 1:][predicted[:, 1:].cpu()] = token_losses(logits, batch["labels"]).double().cpu()
+        for row, its_losses, its_predicted in zip(rows, losses, predicted.cpu(), strict=True):
+            lengths = row.get("segments", [len(row["input_ids"])])
+            ends = torch.tensor(lengths).cumsum(0).tolist()
+            examples = []
+            for length, end in zip(lengths, ends, strict=True):
+                part = slice(end - length, end)
+                count = int(its_predicted[part].sum())
+                examples.append(ExampleLoss(length, count, float(its_losses[part].sum()) / max(count, 1)))
+            found.append(examples)
+    return found

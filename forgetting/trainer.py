@@ -61,6 +61,20 @@ def training_arguments(config: TrainingConfig, *, seed: int, output: str) -> Tra
     return arguments
 
 
+_RandomState = tuple[torch.Tensor, "torch.Tensor | None"]
+"""Of torch's global generators: the CPU's, and the GPU's where there is one."""
+
+
+def _random_state() -> _RandomState:
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def _set_random_state(state: _RandomState) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
+
+
 class _Hooks(TrainerCallback):
     """Calls ``after_step`` and the progress function at the right moments of the trainer's loop."""
 
@@ -116,7 +130,7 @@ class ContinualTrainer(Trainer):
         self.examples: Counter[str] = Counter()
         self.truncated = 0
         self._step_loss = 0.0
-        self._step_batches: list[tuple[dict[str, torch.Tensor], torch.Tensor | int | None]] = []
+        self._step_batches: list[tuple[dict[str, torch.Tensor], torch.Tensor | int | None, _RandomState]] = []
         super().__init__(
             model=model,
             args=args,
@@ -156,7 +170,7 @@ class ContinualTrainer(Trainer):
             self.tokens[SOURCES[source]] += length
         if num_items_in_batch is not None and int(num_items_in_batch) == 0:
             num_items_in_batch = torch.ones_like(torch.as_tensor(num_items_in_batch))
-        self._step_batches.append((inputs, num_items_in_batch))
+        self._step_batches.append((inputs, num_items_in_batch, _random_state()))
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss += float(loss)
         if self.accelerator.sync_gradients:
@@ -165,10 +179,13 @@ class ContinualTrainer(Trainer):
         return loss
 
     def _gradients_again(self) -> None:
-        """Compute the step's gradients anew, at the present weights."""
+        """Compute the step's gradients anew, at the present weights, with the dropout of the first time."""
         self._trained.zero_grad(set_to_none=True)
-        for inputs, num_items_in_batch in self._step_batches:
+        now = _random_state()
+        for inputs, num_items_in_batch, then in self._step_batches:
+            _set_random_state(then)
             super().training_step(self._trained, inputs, num_items_in_batch)
+        _set_random_state(now)
 
     def compute_loss(
         self,
@@ -177,8 +194,9 @@ class ContinualTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The model's loss, as the mitigation changes it."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        """The model's loss, as the mitigation changes it; ``weights`` are for the mitigation alone."""
+        given = {key: value for key, value in inputs.items() if key != "weights"}
+        loss, outputs = super().compute_loss(model, given, True, num_items_in_batch)
         share = 1.0
         if self.args.gradient_accumulation_steps > 1 and num_items_in_batch is not None:
             share = int((inputs["labels"][:, 1:] != IGNORED).sum()) / int(num_items_in_batch)

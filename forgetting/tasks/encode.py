@@ -3,7 +3,8 @@
 A feature is a dictionary: ``input_ids`` and ``labels`` (lists of T token ids; -100 where no loss is taken, always
 so at position 0, which nothing predicts), ``source`` (an index into ``mixing.SOURCES``) and ``truncated`` (0 or 1).
 A packed row has ``position_ids``, which begin again at 0 with each example, and ``segments``, the examples' lengths
-(they sum to T); its ``truncated`` counts.
+(they sum to T); its ``truncated`` counts. What a data set of a mitigation's own gives may have ``weights`` (T floats):
+the trainer hands them to the mitigation's ``loss``.
 """
 
 from __future__ import annotations
@@ -165,12 +166,13 @@ class Collator:
 
     A batch of B features has ``input_ids``, ``labels`` (-100 where padded) and ``attention_mask``, all int64 of
     shape (B, T); ``truncated`` (B,); ``source`` and ``lengths``, int64 of shape (N,): of each of the N examples, in
-    order, its source and its number of tokens. N is B unless rows are packed. With a packed row among them, a batch
-    has ``position_ids`` (B, T) too, and its ``attention_mask`` is float32 of shape (B, 1, T, T), to be added to the
-    attention's scores: 0 within an example up to the present token, the least finite number elsewhere. Both the
-    ``sdpa`` and the ``eager`` attention of transformers take it as it is, with fp32 weights and under bf16 autocast,
-    which are the precisions trained in. With weights of another precision, cast it to theirs: torch's attention
-    reads a float32 mask beside float64 queries wrongly, without an error.
+    order, its source and its number of tokens. N is B unless rows are packed. Where any feature has ``weights``, the
+    batch has them, float32 of shape (B, T): 1 where a feature has none, 0 where padded. With a packed row among them,
+    a batch has ``position_ids`` (B, T) too, and its ``attention_mask`` is float32 of shape (B, 1, T, T), to be added
+    to the attention's scores: 0 within an example up to the present token, the least finite number elsewhere. Both
+    the ``sdpa`` and the ``eager`` attention of transformers take it as it is, with fp32 weights and under bf16
+    autocast, which are the precisions trained in. With weights of another precision, cast it to theirs: torch's
+    attention reads a float32 mask beside float64 queries wrongly, without an error.
 
     Args:
         pad_token_id: Fills up; it is masked and carries no loss, so any token will do.
@@ -195,6 +197,9 @@ class Collator:
             "source": torch.tensor([f["source"] for f, row in zip(features, segments, strict=True) for _ in row]),
             "lengths": torch.tensor([length for row in segments for length in row]),
         }
+        if any("weights" in feature for feature in features):
+            weights = [{"weights": f.get("weights", [1.0] * len(f["input_ids"]))} for f in features]
+            batch["weights"] = self._padded(weights, "weights", 0.0)
         width = batch["input_ids"].shape[1]
         if any("segments" in feature for feature in features):
             batch["attention_mask"] = _block_causal(segments, width)
@@ -206,7 +211,7 @@ class Collator:
         return batch
 
     @staticmethod
-    def _padded(features: list[Feature], key: str, value: int) -> torch.Tensor:
+    def _padded(features: list[Feature], key: str, value: float) -> torch.Tensor:
         width = max(len(feature[key]) for feature in features)
         return torch.tensor([feature[key] + [value] * (width - len(feature[key])) for feature in features])
 
