@@ -50,6 +50,14 @@ ACTIVE = {
     "prompt_tuning": "prompt_tuning:length=3",
     "prefix_tuning": "prefix_tuning:length=3",
     "in_context": "in_context:shots=2",
+    "l2sp": "l2sp:strength=10",
+    "si": "si:strength=1e4",
+    "mas": "mas:examples=4",
+    "rwalk": "rwalk:strength=100,examples=4,window=3",
+    "lwf": "lwf",
+    "kl_to_base": "kl_to_base:on=text",
+    "sam": "sam",
+    "flow": "flow",
 }
 NO_NULL = {"feature_extraction", "bitfit", "task_arithmetic", "joint", "cumulative", "single_task", "in_context"}
 """Besides adapters, methods that are naive at no option: what they train, or on what, is another."""

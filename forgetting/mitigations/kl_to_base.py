@@ -1,0 +1,92 @@
+"""KL to the base model: stay near the pretrained model's predictions, on the task's inputs or on other text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from forgetting.mitigations.base import Mitigation, Options, RunContext
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import Dataset
+    from transformers import PreTrainedModel
+
+    from forgetting.tasks.task import Task
+
+
+class KLToBaseOptions(Options):
+    """Options of kl_to_base."""
+
+    strength: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="λ, per nat and predicted token; 0 switches it off"
+    )
+    direction: Literal["forward", "reverse"] = Field(
+        default="forward", description="forward: KL(base ‖ model); reverse: KL(model ‖ base), as in RLHF"
+    )
+    on: Literal["task", "text"] = Field(
+        default="task", description="where: the task's own batches, or pretraining text in minibatches beside them"
+    )
+
+
+class KLToBase(Mitigation[KLToBaseOptions]):
+    """The teacher is the pretrained model, in eval mode, for all tasks.
+
+    With ``on=text`` a minibatch of pretraining text (its train split) of the task's batch size goes with every batch;
+    nothing of it but the teacher's predictions is learned. Where gradients are computed again (``sam``), another
+    minibatch is drawn.
+    """
+
+    summary: ClassVar[str] = "KL divergence to the pretrained model, on the task's inputs or on pretraining text"
+    paper: ClassVar[str] = (
+        "Ziegler et al. 2019, Fine-tuning language models from human preferences, arXiv 1909.08593; Shenfeld et al. "
+        "2025, RL's razor"
+    )
+    equation: ClassVar[str] = "L + λ KL(p_0(· | x) ‖ p_θ(· | x)), mean over predicted tokens; reverse: of (p_θ ‖ p_0)"
+    cost: ClassVar[str] = (
+        "1 forward pass per step, with on=text 2 and a backward pass; 1 float per parameter of the model"
+    )
+    Options: ClassVar[type[Options]] = KLToBaseOptions
+    null: ClassVar[dict[str, Any] | None] = {"strength": 0}
+
+    def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
+        """Keep the pretrained model, and encode the text."""
+        from forgetting.distillation import frozen_copy
+
+        super().setup(model, context)
+        if self.options.strength > 0:
+            self._teacher = frozen_copy(model)
+            if self.options.on == "text":
+                self._text = context.pack(context.encode_text(context.pretraining.train))
+        return model
+
+    def train_dataset(self, dataset: Dataset, task: Task, seen: Sequence[Task]) -> Dataset:
+        """Begin to draw text, in an order of the task's own; the data stay as they are."""
+        from forgetting.tasks.memory import Memory
+
+        if self.options.strength > 0 and self.options.on == "text":
+            seed, batch_size = self.context.seed * 1000 + len(seen), self.context.training.batch_size
+            self._memory = Memory(self._text, self.context.tokenizer, batch_size=batch_size, seed=seed)
+        return dataset
+
+    def loss(
+        self, model: PreTrainedModel, batch: dict[str, torch.Tensor], outputs: Any, loss: torch.Tensor
+    ) -> torch.Tensor:
+        """Add the divergence."""
+        from forgetting.distillation import kl_divergence, predict, predicted_logits, teach
+
+        if self.options.strength == 0:
+            return loss
+        if self.options.on == "text":
+            batch = self._memory.batch(self._memory.draw(), loss.device)
+            learned = predict(model, batch)
+        else:
+            learned = predicted_logits(outputs.logits, batch["labels"])
+        taught = teach(self._teacher, batch)
+        return loss + self.options.strength * kl_divergence(taught, learned, direction=self.options.direction)
+
+    def stored_floats(self) -> int:
+        """The pretrained model."""
+        return sum(p.numel() for p in self._teacher.parameters()) if self.options.strength > 0 else 0
