@@ -75,6 +75,8 @@ class FLOW(Mitigation[FLOWOptions]):
 
         losses = example_losses(self._base, rows, self.context.tokenizer, self.context.training.batch_size)
         known = [example for row in losses for example in row if example.predicted]
+        if not known:
+            return rows
         temperature = self.options.temperature or max(median(example.loss for example in known), 1e-12)
         easiest = min(example.loss for example in known)  # subtracted, so that not all weights vanish at a small τ
 

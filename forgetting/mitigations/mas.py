@@ -21,7 +21,7 @@ class MASOptions(PenaltyOptions):
     """Options of mas."""
 
     strength: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="λ, twice the paper's; 0 switches it off"
+        default=0.01, ge=0, allow_inf_nan=False, description="λ, twice the paper's; 0 switches it off"
     )
     mode: Literal["online", "separate"] = Field(
         default="online", description="online: around the latest weights, as in the paper; separate: each task's own"

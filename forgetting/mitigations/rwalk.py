@@ -22,7 +22,7 @@ class RWalkOptions(PenaltyOptions):
     """Options of rwalk."""
 
     strength: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="λ, twice the paper's; 0 switches it off"
+        default=1e4, ge=0, allow_inf_nan=False, description="λ, twice the paper's; 0 switches it off"
     )
     alpha: float = Field(default=0.9, gt=0, le=1, description="weight of the newest step in the path's running Fisher")
     window: int = Field(default=10, ge=1, description="steps Δt over which one score is taken")

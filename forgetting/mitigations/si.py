@@ -21,7 +21,7 @@ class SIOptions(PenaltyOptions):
     """Options of si."""
 
     strength: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="λ, twice the paper's c; 0 switches it off"
+        default=1000.0, ge=0, allow_inf_nan=False, description="λ, twice the paper's c; 0 switches it off"
     )
     damping: float = Field(default=1e-3, gt=0, description="ξ, added to the squared distance that a task moved")
     mode: Literal["online", "separate"] = Field(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from forgetting.adapters import Adapter
 from forgetting.checkpoint import load_checkpoint, save_checkpoint
 from forgetting.config import TrainingConfig
+from forgetting.errors import UsageError
 from forgetting.mitigations import Mitigation, RunContext, build_mitigation, get_mitigation, mitigation_names
 from forgetting.tasks.encode import ExampleDataset, encode_examples, encode_texts
 from forgetting.tasks.pretraining import PretrainingText
@@ -52,7 +53,7 @@ ACTIVE = {
     "in_context": "in_context:shots=2",
     "l2sp": "l2sp:strength=10",
     "si": "si:strength=1e4",
-    "mas": "mas:examples=4",
+    "mas": "mas:strength=1,examples=4",
     "rwalk": "rwalk:strength=100,examples=4,window=3",
     "lwf": "lwf",
     "kl_to_base": "kl_to_base:on=text",
@@ -219,6 +220,23 @@ def test_composes_with_naive_in_either_order(name: str, tmp_path: Path) -> None:
     for text in (f"{ACTIVE[name]}+naive", f"naive+{ACTIVE[name]}"):
         together = weights(run(text, tmp_path)[0])
         assert all(torch.equal(alone[key], together[key]) for key in alone)
+
+
+@pytest.mark.parametrize("name", mitigation_names())
+def test_default_options_stand_beside_adapters_and_frozen_layers_or_say_why_not(name: str, tmp_path: Path) -> None:
+    for text in (f"lora:r=2+{name}", f"{name}+freeze:first=1", f"lora:r=2,merge=false+{name}+freeze:first=1"):
+        try:
+            mitigation = build_mitigation(text)
+        except UsageError as error:
+            assert f"'{name}'" in str(error) and "\n" not in str(error)
+            continue
+        model = mitigation.setup(tiny_llama(), context())
+        before = weights(model)
+        model, trainer = train_one(model, mitigation, 0, tmp_path)
+        frozen = [key for key in before if "freeze" in text and ".layers.0." in key]
+        after = weights(model)
+        assert all(torch.equal(after[key], before[key]) for key in frozen)
+        assert any(not torch.equal(after[key], before[key]) for key in before) or not trainer.losses
 
 
 def test_composition_runs_hooks_in_the_order_written() -> None:

@@ -253,6 +253,17 @@ def test_batch_of_packed_rows_counts_examples(tokenizer):
                 assert allowed[row, query, key] == (key <= query and owner[query] == owner[key])
 
 
+def test_weights_are_collated_where_any_feature_has_them(tokenizer):
+    short, long = (encode_text(tokenizer, text, 16) for text in ("w2", "w3 w4 w5"))
+    collate = Collator(0)
+    assert "weights" not in collate([short, long])
+    batch = collate([short | {"weights": [0.5] * len(short["input_ids"])}, long])
+    assert batch["weights"].dtype == torch.float32 and batch["weights"].shape == batch["input_ids"].shape
+    row = [0.5] * len(short["input_ids"])
+    assert batch["weights"][0].tolist() == row + [0.0] * (batch["weights"].shape[1] - len(row))
+    assert bool((batch["weights"][1] == 1).all())
+
+
 def test_collator_pads_with_what_the_tokenizer_has(tokenizer):
     assert Collator.for_tokenizer(tokenizer).pad_token_id == 0
     tokenizer.pad_token = None
