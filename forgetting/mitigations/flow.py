@@ -98,7 +98,7 @@ class FLOW(Mitigation[FLOWOptions]):
         """Weigh: what other parts added to the loss stays as it is."""
         from forgetting.distillation import at_predicted, token_losses
 
-        if self.options.strength == 0:
+        if "weights" not in batch:  # switched off, or nothing in it is the task's own
             return loss
         losses = token_losses(outputs.logits, batch["labels"])
         excess = at_predicted(batch["weights"], batch["labels"]) - 1

@@ -103,7 +103,7 @@ def test_what_is_replayed_keeps_weight_one_in_either_order(tmp_path: Path) -> No
         replayed = batch["source"] != 0
         assert replayed.any() and bool((batch["weights"][replayed][batch["attention_mask"][replayed] > 0] == 1).all())
         assert float(batch["weights"][~replayed].std()) > 0.1
-        arguments = training_arguments(TrainingConfig(steps=2, batch_size=8), seed=0, output=str(tmp_path))
+        arguments = training_arguments(TrainingConfig(steps=8, batch_size=1), seed=0, output=str(tmp_path))
         ContinualTrainer(model, dataset, mitigation, arguments, TOKENIZER).train()
 
 
