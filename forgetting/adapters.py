@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
@@ -14,7 +14,6 @@ from forgetting.mitigations.base import Mitigation, Options, RunContext
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
-    from torch import nn
     from transformers import PreTrainedModel, TrainingArguments
 
     from forgetting.tasks.task import Task
@@ -60,7 +59,7 @@ class Adapter(Mitigation[AdapterOptionsT]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """One adapter method wraps a model."""
-        others = [part.name for part in chain if isinstance(part, Adapter) and part is not self]
+        others = [part.name for part in adapters_in(chain) if part is not self]
         if others:
             raise UsageError(f"mitigation {self.name!r}: stands beside {others[0]!r}; give one adapter method")
 
@@ -161,6 +160,11 @@ class PromptAdapter(Adapter[PromptOptionsT]):
         return torch.tensor(ids)[torch.randint(len(ids), (length,), generator=generator)]
 
 
+def adapters_in(chain: Sequence[Mitigation]) -> list[Adapter]:
+    """Return the adapter methods among the parts."""
+    return [part for part in chain if isinstance(part, Adapter)]
+
+
 def target_names(target: str) -> list[str] | str:
     """Return the option ``target`` as peft takes it."""
     return ALL_LINEAR if target == ALL_LINEAR else target.split("|")
@@ -186,21 +190,3 @@ def targeted(model: PreTrainedModel, target: str, method: str) -> dict[str, Any]
             raise UsageError(f"mitigation {method!r}: target = {wanted!r}: no such module{did_you_mean(wanted, names)}")
         found.update(fits)
     return found
-
-
-@contextmanager
-def exchanged(model: nn.Module, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Give parameters other values by name; afterwards they have their own again, bit for bit."""
-    import torch
-
-    parameters: dict[str, Any] = {name: p for name, p in model.named_parameters() if name in values}
-    own = {name: p.detach().clone() for name, p in parameters.items()}
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(own[name])

@@ -77,19 +77,19 @@ class QuadraticMitigation(Mitigation[PenaltyT]):
         return ()
 
     def _check_adapters(self, chain: Sequence[Mitigation], *, lasting: bool) -> None:
-        from forgetting.adapters import Adapter
+        from forgetting.adapters import adapters_in
 
-        for position, part in enumerate(chain):
-            if not isinstance(part, Adapter):
-                continue
-            if position > chain.index(self):
+        for part in adapters_in(chain):
+            if chain.index(part) > chain.index(self):
                 raise UsageError(
                     f"mitigation {self.name!r}: stands before {part.name!r}, which freezes what it protects; "
                     f"write {part.name}+{self.name}"
                 )
             if lasting and not part.lasts():
                 merges = "merge" in type(part.options).model_fields
-                way_out = f"write {part.name}:merge=false+{self.name}" if merges else f"{part.name!r} begins one per task"
+                way_out = (
+                    f"write {part.name}:merge=false+{self.name}" if merges else f"{part.name!r} begins one per task"
+                )
                 raise UsageError(f"mitigation {self.name!r}: needs an adapter that lasts; {way_out}")
             for estimator in self.estimators():
                 if estimator not in (allowed := part.estimators()):

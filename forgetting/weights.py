@@ -82,18 +82,24 @@ def check_known(method: str, model: nn.Module, weights: Weights) -> None:
 
 def refuse_adapters(method: str, chain: Sequence[Mitigation]) -> None:
     """Raise UsageError if weights would be mixed whose product is what counts: an adapter's."""
-    if any(type(part).__name__ == "LoRA" for part in chain):
+    from forgetting.adapters import adapters_in
+
+    for part in adapters_in(chain):
         raise UsageError(
-            f"mitigation {method!r}: mixes weights, and mixing the factors A and B of 'lora' does not mix their "
+            f"mitigation {method!r}: mixes weights, and mixing the factors of {part.name!r} does not mix their "
             "product; leave one of the two out"
         )
 
 
 def check_adapters_first(method: str, chain: Sequence[Mitigation]) -> None:
     """Raise UsageError if an adapter comes after ``method`` kept the pretrained state, and changes its names."""
+    from forgetting.adapters import adapters_in
+
     names = [type(part).__module__.rpartition(".")[2] for part in chain]
-    if "lora" in names[names.index(method) :]:
-        raise UsageError(f"mitigation {method!r}: stands before 'lora', which it would not reset; write lora+{method}")
+    for part in adapters_in(chain[names.index(method) :]):
+        raise UsageError(
+            f"mitigation {method!r}: stands before {part.name!r}, which it would not reset; write {part.name}+{method}"
+        )
 
 
 def stand_last(method: str, chain: Sequence[Mitigation]) -> None:

@@ -34,8 +34,12 @@ class BitFit(Mitigation[BitFitOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """Adapters would be frozen, or train what is not asked for."""
-        if any(type(part).__name__ == "LoRA" for part in chain):
-            raise UsageError("mitigation 'bitfit': trains biases alone, 'lora' adapters alone; leave one of them out")
+        from forgetting.adapters import adapters_in
+
+        for part in adapters_in(chain):
+            raise UsageError(
+                f"mitigation 'bitfit': trains biases alone, {part.name!r} adapters alone; leave one of them out"
+            )
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Something must be left to train."""

@@ -52,10 +52,12 @@ class EMA(Mitigation[EMAOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """What is averaged must last as long as the run, and is swapped in after all else."""
-        for position, part in enumerate(chain):
-            if type(part).__name__ == "LoRA" and (part.options.merge or position > chain.index(self)):
+        from forgetting.adapters import adapters_in
+
+        for part in adapters_in(chain):
+            if not part.lasts() or chain.index(part) > chain.index(self):
                 raise UsageError(
-                    "mitigation 'ema': needs an adapter that is there and lasts; write lora:merge=false+ema"
+                    f"mitigation 'ema': needs {part.name!r} before it, and lasting; write lora:merge=false+ema"
                 )
         stand_last("ema", chain)
 

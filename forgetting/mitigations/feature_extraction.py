@@ -29,9 +29,12 @@ class FeatureExtraction(Mitigation[Options]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """Parts that look at the model in ``setup`` must find the new head."""
-        if any(type(part).__name__ == "LoRA" for part in chain):
+        from forgetting.adapters import adapters_in
+
+        for adapter in adapters_in(chain):
             raise UsageError(
-                "mitigation 'feature_extraction': trains a head alone, 'lora' adapters alone; leave one of them out"
+                f"mitigation 'feature_extraction': trains a head alone, {adapter.name!r} adapters alone; "
+                "leave one of them out"
             )
         for part in chain[: list(chain).index(self)]:
             if type(part).setup is not Mitigation.setup:

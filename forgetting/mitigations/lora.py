@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from forgetting.adapters import ALL_LINEAR, ESTIMATORS, Adapter, AdapterOptions, exchanged, target_names, targeted
+from forgetting.adapters import ALL_LINEAR, ESTIMATORS, Adapter, AdapterOptions, target_names, targeted
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ class LoRA(Adapter[RankOptionsT]):
 
     def views(self, model: PreTrainedModel) -> dict[str, AbstractContextManager]:
         """The model without its current adapter, or with it as it started."""
-        return {"adapter_off": exchanged(model, self._start)} if self._start else super().views(model)
+        from forgetting.weights import swapped
+
+        return {"adapter_off": swapped(model, lambda: dict(self._start))} if self._start else super().views(model)
 
     def stored_floats(self) -> int:
         """The adapter's start, where it is a part of the weight."""

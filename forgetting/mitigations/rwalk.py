@@ -106,6 +106,10 @@ class RWalk(QuadraticMitigation[RWalkOptions]):
     Options: ClassVar[type[Options]] = RWalkOptions
     penalty: DiagonalPenalty
 
+    def estimators(self) -> tuple[str, ...]:
+        """See QuadraticMitigation."""
+        return ("sample",) if self.options.strength > 0 else ()
+
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""
         if self.options.strength > 0:

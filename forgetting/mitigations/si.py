@@ -60,6 +60,10 @@ class SI(QuadraticMitigation[SIOptions]):
     Options: ClassVar[type[Options]] = SIOptions
     penalty: DiagonalPenalty
 
+    def estimators(self) -> tuple[str, ...]:
+        """See QuadraticMitigation."""
+        return ("sample",) if self.options.strength > 0 and self.options.pretrained == "fisher" else ()
+
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule, where a Fisher information is asked for."""
         if self.options.strength > 0 and self.options.pretrained == "fisher":

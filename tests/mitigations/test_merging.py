@@ -181,7 +181,7 @@ def test_fisher_merge_names_parameters_that_have_no_rule() -> None:
         ("task_arithmetic:scale=-1", "scale = '-1'"),
         ("ema:decay=1", "decay = '1': Input should be less than 1"),
         ("fisher_merge:epsilon=0", "epsilon = '0'"),
-        ("lora+wise_ft", "mixing the factors A and B of 'lora' does not mix their product"),
+        ("lora+wise_ft", "mixing the factors of 'lora' does not mix their product"),
         ("merge_previous+lora", "mitigation 'merge_previous': mixes weights"),
         ("lora+ema", "write lora:merge=false+ema"),
         ("ema+lora:merge=false", "write lora:merge=false+ema"),
