@@ -24,7 +24,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forgetting.analysis.stats import seed_interval
+from forgetting.avalanche import ArrayTask, digits_sequence
 from forgetting.fisher import DiagonalFisher, DiagonalPenalty, diagonal_fisher
 from forgetting.provenance import provenance
 from forgetting.results import write_atomically
@@ -45,17 +45,6 @@ STRENGTHS = (0.0, *(10.0**exponent for exponent in range(-1, 8)))
 SEEDS = 10
 BATCH = 32
 STEPS = {"split": 150, "permuted": 200}
-
-
-@dataclass(frozen=True)
-class DigitTask:
-    """Images and labels, and which of the ten outputs they are about."""
-
-    x: Tensor
-    y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-    outputs: tuple[int, ...]
 
 
 class Head(nn.Module):
@@ -70,31 +59,10 @@ class Head(nn.Module):
         return self.body(x)[:, self.outputs]
 
 
-def tasks_of(sequence: str, seed: int) -> list[DigitTask]:
-    """The tasks of one seed."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images, labels = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
-    rng = np.random.default_rng(seed)
-    order = torch.from_numpy(rng.permutation(len(images)))
-    test, train = order[: len(order) // 4], order[len(order) // 4 :]
-    if sequence == "permuted":
-        pixels = [torch.from_numpy(rng.permutation(64)) for _ in range(5)]
-        every = tuple(range(10))
-        return [DigitTask(images[train][:, p], labels[train], images[test][:, p], labels[test], every) for p in pixels]
-    classes = rng.permutation(10).reshape(5, 2)
-    tasks = []
-    for pair in classes.tolist():
-        of = [torch.isin(labels[part], torch.tensor(pair)) for part in (train, test)]
-        y, test_y = ((labels[part][kept] == pair[1]).long() for part, kept in zip((train, test), of, strict=True))
-        tasks.append(DigitTask(images[train][of[0]], y, images[test][of[1]], test_y, tuple(pair)))
-    return tasks
-
-
-def fisher_of(head: Head, task: DigitTask, variant: str, seed: int) -> DiagonalFisher:
+def fisher_of(head: Head, task: ArrayTask, variant: str, seed: int) -> DiagonalFisher:
     """F of the task's training images, by the names of the body's parameters."""
-    batches = list(zip(task.x.split(BATCH), task.y.split(BATCH), strict=True))
+    x, y = task.train.tensors()
+    batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
     generator = torch.Generator().manual_seed(seed)
     found = diagonal_fisher(head, batches, estimator=variant, generator=generator)  # type: ignore[arg-type]
     values = {name.removeprefix("body."): value for name, value in found.values.items()}
@@ -107,20 +75,22 @@ def accuracy(sequence: str, variant: str, strength: float, seed: int) -> float:
     body = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
     optimizer = torch.optim.Adam(body.parameters(), lr=1e-3)
     named, penalty = dict(body.named_parameters()), DiagonalPenalty(online=True)
-    tasks = tasks_of(sequence, seed)
+    tasks = digits_sequence(sequence, seed=seed).tasks
     generator = torch.Generator().manual_seed(seed)
     for task in tasks:
         head = Head(body, task.outputs)
+        x, y = task.train.tensors()
         for _ in range(STEPS[sequence]):
-            chosen = torch.randint(len(task.x), (BATCH,), generator=generator)
+            chosen = torch.randint(len(x), (BATCH,), generator=generator)
             optimizer.zero_grad()
-            functional.cross_entropy(head(task.x[chosen]), task.y[chosen]).backward()
+            functional.cross_entropy(head(x[chosen]), y[chosen]).backward()
             penalty.add_gradient(named, strength)
             optimizer.step()
         if strength > 0:
             penalty.consolidate(fisher_of(head, task, variant, seed), named)
     with torch.no_grad():
-        right = [(Head(body, t.outputs)(t.test_x).argmax(1) == t.test_y).float().mean().item() for t in tasks]
+        tests = [(Head(body, task.outputs), *task.test.tensors()) for task in tasks]
+        right = [(head(x).argmax(1) == y).float().mean().item() for head, x, y in tests]
     return float(np.mean(right))
 
 

@@ -59,6 +59,7 @@ ACTIVE = {
     "kl_to_base": "kl_to_base:on=text",
     "sam": "sam",
     "flow": "flow",
+    "avalanche": "avalanche:plugin=ewc,strength=100",
 }
 NO_NULL = {"feature_extraction", "bitfit", "task_arithmetic", "joint", "cumulative", "single_task", "in_context"}
 """Besides adapters, methods that are naive at no option: what they train, or on what, is another."""

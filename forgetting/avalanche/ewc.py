@@ -1,52 +1,15 @@
-"""The bridge to Avalanche: the only file that imports it (which takes seconds, so only where it is used)."""
+"""EWC with an exact Fisher for Avalanche's strategies on classes."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from forgetting.fisher.engine import Batch
     from forgetting.fisher.estimators import Estimator
     from forgetting.fisher.penalty import Convention
-
-BufferPolicy = Literal["reservoir", "balanced"]
-
-
-def replay_buffer(sizes: list[int], *, capacity: int, policy: BufferPolicy, seed: int) -> list[tuple[int, int]]:
-    """Fill one of Avalanche's exemplar buffers with the experiences seen so far.
-
-    The buffer is a function of its arguments, refilled from the first experience on: it needs no state to
-    survive an interruption.
-
-    Args:
-        sizes: Number of examples of each experience, in order.
-        capacity: Examples kept in all.
-        policy: ``reservoir`` (every example seen is kept with equal probability) or ``balanced`` (every
-            experience gets an equal share).
-        seed: Of the sampling; experience i is sampled with a generator of its own.
-
-    Returns:
-        (experience, example) indices of what is kept.
-    """
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of solvers that Avalanche's dependencies miss, and nothing here needs
-        from avalanche.benchmarks.utils import AvalancheDataset
-        from avalanche.training.storage_policy import ExperienceBalancedBuffer, ReservoirSamplingBuffer
-
-    buffer = (ReservoirSamplingBuffer if policy == "reservoir" else ExperienceBalancedBuffer)(capacity)
-    with torch.random.fork_rng(devices=[]):  # Avalanche samples with the global generator
-        for experience, size in enumerate(sizes):
-            torch.manual_seed(seed * 1000 + experience)
-            dataset = AvalancheDataset([[(experience, example) for example in range(size)]])
-            buffer.post_adapt(None, SimpleNamespace(dataset=dataset))
-    kept = buffer.buffer
-    return [(int(kept[i][0]), int(kept[i][1])) for i in range(len(kept))]
 
 
 class EWCPlugin:
