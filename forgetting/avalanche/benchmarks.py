@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from avalanche.benchmarks import CLScenario, benchmark_from_datasets
 from avalanche.benchmarks.scenarios import with_classes_timeline, with_task_labels
-from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TaskLabels
+from avalanche.benchmarks.utils import (
+    AvalancheDataset,
+    DataAttribute,
+    TaskAwareSupervisedClassificationDataset,
+    TaskLabels,
+)
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -42,7 +47,7 @@ def text_dataset(features: Dataset, tokenizer: PreTrainedTokenizerBase, task: in
 def array_dataset(inputs: Tensor | Dataset, labels: Tensor, task: int) -> AvalancheDataset:
     """Data whose batches are [x, y, task label], as Avalanche's strategies on classes take them."""
     attributes = [DataAttribute(labels.tolist(), "targets"), TaskLabels([task] * len(labels))]
-    return AvalancheDataset([ArraySplit(inputs, labels)], data_attributes=attributes)
+    return TaskAwareSupervisedClassificationDataset([ArraySplit(inputs, labels)], data_attributes=attributes)
 
 
 def as_benchmark(

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TaskLabels
+from avalanche.benchmarks.utils import DataAttribute, TaskAwareSupervisedClassificationDataset, TaskLabels
 from avalanche.training.plugins.clock import Clock
 from avalanche.training.regularization import LearningWithoutForgetting
 from avalanche.training.utils import ParamData, cycle
@@ -136,7 +136,7 @@ class Driver:
         """A task's features as an experience."""
         x = torch.cat([self._rows(torch.tensor([f["input_ids"]]), torch.tensor([f["labels"]])) for f in features])
         zeros = [0] * len(x)
-        dataset = AvalancheDataset(
+        dataset = TaskAwareSupervisedClassificationDataset(
             [TensorDataset(x, x[:, 1])], data_attributes=[DataAttribute(zeros, "targets"), TaskLabels(zeros)]
         )
         return SimpleNamespace(dataset=dataset, current_experience=self.clock.train_exp_counter)
