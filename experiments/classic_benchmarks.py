@@ -10,7 +10,8 @@ The first runs scikit-learn's digits, the second MNIST from local files (``forge
 with the paper's 400 × 400 network. Five tasks; a head per task (task), one head of the task's labels (domain), or one
 head of all classes (class). One Adam at 0.001 for the whole sequence. Each method with a strength is tuned on other
 seeds than the reported ones (other splits, orders, initialisations), all over as many values; what is reported is the
-mean accuracy over all tasks after the last. Replay keeps 100 images. ``ewc`` and ``ewc_online`` are this package's (exact Fisher), the others Avalanche's own.
+mean accuracy over all tasks after the last. Replay keeps 100 images. ``ewc`` and ``ewc_online`` are this package's
+(exact Fisher), the others Avalanche's own.
 """
 
 from __future__ import annotations

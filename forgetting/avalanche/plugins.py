@@ -18,6 +18,8 @@ from avalanche.training.plugins import (
 )
 from torch import Tensor
 
+from forgetting.errors import RunFailed
+
 PluginName = Literal["ewc", "si", "mas", "rwalk", "lwf", "gem", "agem", "replay"]
 PLUGINS: tuple[str, ...] = get_args(PluginName)
 
@@ -41,6 +43,19 @@ class SynapticIntelligence(SynapticIntelligencePlugin):
         """Theirs; then copy the weights that the step begins at."""
         super().before_training_iteration(strategy, **arguments)
         self._keep(self.syn_data["old_theta"])
+
+
+class RWalk(RWalkPlugin):
+    """Theirs divides by the greatest score, which is 0 in a task of fewer steps than are between two scores: NaN."""
+
+    def after_training_exp(self, strategy: Any, *arguments: Any, **named: Any) -> None:
+        """Theirs; before it, fail in one line where it would give NaN."""
+        if not any(bool((score.data > 0).any()) for score in self.checkpoint_scores.values()):
+            raise RunFailed(
+                f"Avalanche's RWalk took no score above 0 in a task; it takes one every {self.delta_t} steps "
+                "(interval): train longer, or give a shorter interval"
+            )
+        super().after_training_exp(strategy, *arguments, **named)
 
 
 class GEM(GEMPlugin):
@@ -69,6 +84,7 @@ def avalanche_plugin(
     temperature: float = 2.0,
     memory: int = 200,
     sample: int = 32,
+    interval: int = 10,
 ) -> Any:
     """Return one of Avalanche's plugins.
 
@@ -79,6 +95,7 @@ def avalanche_plugin(
         temperature: Of lwf.
         memory: Examples kept per experience (gem, agem) or in all (replay).
         sample: Examples of the memory per step (agem, replay).
+        interval: Steps between two scores (rwalk).
     """
     if name == "ewc":
         return EWCPlugin(strength, mode="separate" if decay is None else "online", decay_factor=decay)
@@ -87,7 +104,7 @@ def avalanche_plugin(
     if name == "mas":
         return MASPlugin(strength)
     if name == "rwalk":
-        return RWalkPlugin(strength)
+        return RWalk(strength, delta_t=interval)
     if name == "lwf":
         return LwFPlugin(strength, temperature)
     if name == "gem":

@@ -22,7 +22,7 @@ USES = {
     "ewc": ("strength", "decay"),
     "si": ("strength",),
     "mas": ("strength",),
-    "rwalk": ("strength",),
+    "rwalk": ("strength", "interval"),
     "lwf": ("strength", "temperature"),
     "gem": ("strength", "memory"),
     "agem": ("memory", "sample"),
@@ -65,6 +65,7 @@ class AvalancheOptions(Options):
     sample: int | None = Field(
         default=None, ge=1, description="examples of the memory per step (agem, replay); the batch size if not given"
     )
+    interval: int = Field(default=10, ge=1, description="steps between two scores (rwalk); a task must have as many")
 
     @field_validator("plugin")
     @classmethod
@@ -88,7 +89,8 @@ class Avalanche(Mitigation[AvalancheOptions]):
     """What Avalanche's users run: as there, nothing of what came before the first task is protected.
 
     The plugin sees a classifier of tokens: examples as rows of one tensor, and a row of logits per predicted token.
-    Repaired for a fair comparison: synaptic intelligence, which in 0.6.0 protects nothing on a CPU, and GEM's solver.
+    Repaired for a fair comparison: synaptic intelligence, which in 0.6.0 protects nothing on a CPU, and GEM's solver,
+    which is not among its dependencies.
     """
 
     summary: ClassVar[str] = "a baseline: Avalanche's own plugin (EWC, SI, MAS, RWalk, LwF, GEM, A-GEM, replay)"
@@ -136,6 +138,7 @@ class Avalanche(Mitigation[AvalancheOptions]):
             temperature=options.temperature,
             memory=options.memory,
             sample=options.sample or training.batch_size,
+            interval=options.interval,
         )
         return model
 
