@@ -13,8 +13,8 @@ class TextTemplate(SupervisedTemplate):
     """``SupervisedTemplate`` for a transformers model and what ``as_benchmark`` makes of a sequence of text.
 
     The model gets the batch and gives the loss, the mean over predicted tokens; ``mb_output`` is its whole output. Of
-    Avalanche's own plugins those work that do not look into a batch (replay, the learning rate's schedulers, synaptic
-    intelligence on a GPU); the others take pairs of tensors, and run in our loop (the mitigation ``avalanche``).
+    Avalanche's own plugins those work that do not look into a batch (replay, synaptic intelligence); the others take
+    pairs of tensors (EWC, MAS, RWalk, LwF, GEM, A-GEM), and run in our loop, as the mitigation ``avalanche``.
     Arguments are ``SupervisedTemplate``'s; ``criterion`` is not used.
     """
 

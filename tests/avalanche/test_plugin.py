@@ -13,7 +13,14 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel
 
-from forgetting.avalanche import TextTemplate, as_benchmark, as_plugin, digits_benchmark, text_context
+from forgetting.avalanche import (
+    TextTemplate,
+    as_benchmark,
+    as_plugin,
+    avalanche_plugin,
+    digits_benchmark,
+    text_context,
+)
 from forgetting.config import TrainingConfig
 from forgetting.errors import UsageError
 from forgetting.evaluation.scores import TaskScorer
@@ -159,6 +166,25 @@ def test_an_experience_beyond_the_context_is_refused() -> None:
     strategy = _strategy(tiny_llama(), as_plugin("naive", CONTEXT))
     with pytest.raises(UsageError, match="experience 2 is none of the context's 2 tasks"):
         strategy.train(as_benchmark(longer, TOKENIZER, max_length=16).train_stream[2])
+
+
+@pytest.mark.parametrize(("name", "works"), [("replay", True), ("si", True), ("ewc", False), ("mas", False)])
+def test_which_of_avalanches_own_plugins_take_dictionary_batches(name: Any, works: bool) -> None:
+    def train(plugins: list[Any]) -> torch.Tensor:
+        model = tiny_llama()
+        strategy = _strategy(model, None)
+        strategy.plugins[:1] = plugins
+        for experience in as_benchmark(SEQUENCE, TOKENIZER, max_length=16).train_stream:
+            torch.manual_seed(0)
+            strategy.train(experience)
+        return model.model.embed_tokens.weight.detach()
+
+    plugin = avalanche_plugin(name, strength=1e5, memory=8, sample=4)
+    if works:
+        assert not torch.allclose(train([plugin]), train([]), atol=1e-3)
+    else:
+        with pytest.raises(KeyError):
+            train([plugin])
 
 
 class Decay(Mitigation[Options]):
