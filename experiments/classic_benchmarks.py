@@ -275,14 +275,16 @@ def table(summary: pd.DataFrame, data: str) -> str:
     """Markdown."""
     lines = [
         f"Mean accuracy (%) over five tasks after the last, on {data}; 95 % t intervals over n seeds; strengths tuned "
-        "on other seeds. Published figures are of the whole Split MNIST: other data, another size of network and more "
-        "training, so that the order of methods compares, not the numbers.",
+        "on other seeds (* at an end of its grid, so that a better one may lie beyond). Published figures are of the "
+        "whole Split MNIST: other data, another size of network and more training, so that the order of methods "
+        "compares, not the numbers.",
         "",
         f"| benchmark | scenario | method | strength | ours, {data} | n | published, Split MNIST |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in summary.to_dict("records"):
-        strength = f"{row['strength']:g}" if row["strength"] else "–"
+        grid = GRIDS[row["method"]]
+        strength = f"{row['strength']:g}{'*' if row['strength'] in (grid[0], grid[-1]) else ''}" if grid else "–"
         cell = f"{100 * row['accuracy']:.1f}"
         if row["n"] > 1:
             cell += f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
