@@ -306,7 +306,7 @@ def draw(summary: pd.DataFrame, folder: Path, data: str) -> None:
         canvas = new_canvas(7.2, 1.2 + 2.4 * -(-len(settings) // 2))
         ours, theirs = (seaborn.color_palette("colorblind")[k] for k in (0, 1))
         handles: list[Any] = []
-        for axis, (kind, scenario) in zip(panels(canvas, len(settings), 2, sharex=True), settings, strict=True):
+        for axis, (kind, scenario) in zip(panels(canvas, len(settings), 2), settings, strict=True):
             part = summary[(summary["kind"] == kind) & (summary["scenario"] == scenario)]
             for position, row in enumerate(part.to_dict("records")):
                 mean, low, high = (100 * row[key] for key in ("accuracy", "low", "high"))
