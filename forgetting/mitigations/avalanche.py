@@ -105,9 +105,14 @@ class Avalanche(Mitigation[AvalancheOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """Its plugins know parameters by name, and those must stay."""
-        for position, part in enumerate(chain):
-            if type(part).__name__ == "LoRA" and (position > chain.index(self) or part.options.merge):
-                raise UsageError("mitigation 'avalanche': needs parameters that last; write lora:merge=false+avalanche")
+        from forgetting.adapters import adapters_in
+
+        for part in adapters_in(chain):
+            if chain.index(part) > chain.index(self) or not part.lasts():
+                raise UsageError(
+                    f"mitigation 'avalanche': needs {part.name!r} before it, and lasting; "
+                    "write lora:merge=false+avalanche"
+                )
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Make the plugin."""
