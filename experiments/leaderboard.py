@@ -10,13 +10,15 @@ a tuning sequence of other tasks (micro-tuning) and one seed; the setting with t
 and retention is run on micro-5, with 5 seeds for HEADLINE and 3 for the rest. Naive fine-tuning gets a sweep of its
 own learning rate, four rates like the others: it is the baseline to beat. References (joint training, ...) and
 methods without a strength are not tuned. Adapter methods are listed with the adapter on; ``views.csv`` has them off,
-and the curves of the methods that merge after training.
+and the curves of the methods that act after training.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -39,65 +41,76 @@ def _over(template: str, *values: object) -> tuple[str, ...]:
     return tuple(template.format(value) for value in values)
 
 
-METHODS: dict[str, tuple[str, ...]] = {
-    # one learning rate after the other; the others' base rate is the first of these
-    "naive": ("naive", *_over("low_lr:factor={}", 0.1, 0.3, 3)),
-    # fewer steps, fewer weights, lower rates for some
-    "few_steps": _over("few_steps:fraction={}", 0.1, 0.25, 0.5, 0.75),
-    "early_stopping": _over("early_stopping:metric=pretraining,max_increase={}", 0.05, 0.1, 0.3, 1),
-    "feature_extraction": _over("feature_extraction+low_lr:factor={}", 0.3, 1, 3, 10),
-    "freeze": ("freeze:first=2,embeddings=true", *_over("freeze:all_but_last={}", 1, 2, 3)),
-    "gradual_unfreezing": _over("gradual_unfreezing:lr_factor={}", 0.1, 0.3, 1, 3),
-    "llrd": _over("llrd:decay={}", 0.3, 0.5, 0.7, 0.9),
-    "bitfit": _over("bitfit:lr_factor={}", 1, 3, 10, 30),
-    # adapters and prompts
-    "lora": _over("lora:r=16,lr_factor={}", 1, 2, 5, 10),
-    "lora, rsLoRA": _over("lora:r=16,rslora=true,lr_factor={}", 1, 2, 5, 10),
-    "lora, DoRA": _over("lora:r=16,dora=true,lr_factor={}", 1, 2, 5, 10),
-    "lora, PiSSA": _over("lora:r=16,init=pissa,lr_factor={}", 0.3, 1, 2, 5),
-    "o_lora": _over("o_lora:r=16,lr_factor=5,strength={}", 0.1, 0.5, 2, 10),
-    "task_lora": _over("task_lora:r=16,lr_factor={}", 1, 2, 5, 10),
-    "ia3": _over("ia3:lr_factor={}", 3, 10, 30, 100),
-    "osf": (*_over("osf:preserve={}", 0.25, 0.5, 0.75), "osf:preserve=0.5,lr_factor=0.3"),
-    "prompt_tuning": _over("prompt_tuning:lr_factor={}", 10, 30, 100, 300),
-    "prefix_tuning": _over("prefix_tuning:lr_factor={}", 3, 10, 30, 100),
-    "in_context": _over("in_context:shots={}", 1, 2, 3, 4),
-    # penalties and distillation
-    "l2sp": _over("l2sp:strength={}", 1, 10, 30, 100),
-    "ewc": _over("ewc:strength={}", 100, 1000, 8000, 64000),
-    "ewc, K-FAC": _over("ewc:mode=kfac,strength={}", 100, 1000, 8000, 64000),
-    "si": _over("si:strength={}", 1, 10, 100, 1000),
-    "mas": _over("mas:strength={}", 0.001, 0.01, 0.1, 1),
-    "rwalk": _over("rwalk:strength={}", 1, 10, 100, 1000),
-    "lwf": _over("lwf:strength={}", 0.3, 1, 3, 10),
-    "kl_to_base, task": _over("kl_to_base:on=task,strength={}", 0.3, 1, 3, 10),
-    "kl_to_base, text": _over("kl_to_base:on=text,strength={}", 0.1, 0.3, 1, 3),
-    "sam": _over("sam:rho={}", 0.02, 0.05, 0.1, 0.3),
-    "flow": ("flow", "flow:strength=0.5", *_over("flow:temperature={}", 0.5, 2)),
-    # rehearsal
-    "replay": _over("replay:fraction={}", 0.1, 0.25, 0.5, 0.7),
-    "replay, both": _over("replay:source=both,fraction={}", 0.1, 0.25, 0.5, 0.7),
-    "replay + ewc": _over("replay:fraction=0.25,source=both+ewc:tasks=false,strength={}", 100, 1000, 8000, 64000),
-    "self_replay": _over("self_replay:strength={}", 0.1, 0.3, 1, 3),
-    "der": _over("der:alpha={}", 0.03, 0.1, 0.3, 1),
-    "derpp": (*_over("derpp:alpha=0.1,beta={}", 0.5, 1), *_over("derpp:alpha=0.3,beta={}", 0.5, 1)),
-    "gem": _over("gem:margin={}", 0, 0.25, 0.5, 1),
-    "agem": _over("agem:examples={}", 64, 128, 256, 512),
-    # projection
-    "ogd": _over("ogd:directions={}", 16, 32, 64, 128),
-    "gpm": _over("gpm:threshold={}", 0.8, 0.9, 0.95, 0.99),
-    # after training
-    "wise_ft": _over("wise_ft:alpha={}", 0.3, 0.5, 0.7, 0.85),
-    "ema": _over("ema:decay={}", 0.9, 0.97, 0.99, 0.995),
-    "task_arithmetic": _over("task_arithmetic:scale={}", 0.1, 0.2, 0.4, 0.7),
-    "merge_previous": _over("merge_previous:weight={}", 0.2, 0.4, 0.6, 0.8),
-    "fisher_merge": _over("fisher_merge:weight={}", 0.1, 0.3, 0.5, 0.7),
-    # bounds
-    "joint": ("joint",),
-    "cumulative": ("cumulative",),
-    "single_task": ("single_task",),
+GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
+    "baseline": {
+        "naive": ("naive", *_over("low_lr:factor={}", 0.1, 0.3, 3)),
+    },
+    "few_weights": {
+        "few_steps": _over("few_steps:fraction={}", 0.1, 0.25, 0.5, 0.75),
+        "early_stopping": _over("early_stopping:metric=pretraining,max_increase={}", 0.05, 0.1, 0.3, 1),
+        "feature_extraction": _over("feature_extraction+low_lr:factor={}", 0.3, 1, 3, 10),
+        "freeze": ("freeze:first=2,embeddings=true", *_over("freeze:all_but_last={}", 1, 2, 3)),
+        "gradual_unfreezing": _over("gradual_unfreezing:lr_factor={}", 0.1, 0.3, 1, 3),
+        "llrd": _over("llrd:decay={}", 0.3, 0.5, 0.7, 0.9),
+        "bitfit": _over("bitfit:lr_factor={}", 1, 3, 10, 30),
+    },
+    "adapters": {
+        "lora": _over("lora:r=16,lr_factor={}", 1, 2, 5, 10),
+        "lora, rsLoRA": _over("lora:r=16,rslora=true,lr_factor={}", 1, 2, 5, 10),
+        "lora, DoRA": _over("lora:r=16,dora=true,lr_factor={}", 1, 2, 5, 10),
+        "lora, PiSSA": _over("lora:r=16,init=pissa,lr_factor={}", 0.3, 1, 2, 5),
+        "o_lora": _over("o_lora:r=16,lr_factor=5,strength={}", 0.1, 0.5, 2, 10),
+        "task_lora": _over("task_lora:r=16,lr_factor={}", 1, 2, 5, 10),
+        "ia3": _over("ia3:lr_factor={}", 3, 10, 30, 100),
+        "osf": (*_over("osf:preserve={}", 0.25, 0.5, 0.75), "osf:preserve=0.5,lr_factor=0.3"),
+        "prompt_tuning": _over("prompt_tuning:lr_factor={}", 10, 30, 100, 300),
+        "prefix_tuning": _over("prefix_tuning:lr_factor={}", 3, 10, 30, 100),
+        "in_context": _over("in_context:shots={}", 1, 2, 3, 4),
+    },
+    "regularisation": {
+        "l2sp": _over("l2sp:strength={}", 1, 10, 30, 100),
+        "ewc": _over("ewc:strength={}", 100, 1000, 8000, 64000),
+        "ewc, K-FAC": _over("ewc:mode=kfac,strength={}", 100, 1000, 8000, 64000),
+        "si": _over("si:strength={}", 10, 100, 1000, 10000),
+        "mas": _over("mas:strength={}", 0.001, 0.01, 0.1, 1),
+        "rwalk": _over("rwalk:strength={}", 100, 1000, 10000, 100000),
+        "lwf": _over("lwf:strength={}", 0.3, 1, 3, 10),
+        "kl_to_base, task": _over("kl_to_base:on=task,strength={}", 0.3, 1, 3, 10),
+        "kl_to_base, text": _over("kl_to_base:on=text,strength={}", 0.1, 0.3, 1, 3),
+        "sam": _over("sam:rho={}", 0.02, 0.05, 0.1, 0.3),
+        "flow": ("flow", "flow:strength=0.5", *_over("flow:temperature={}", 0.5, 2)),
+    },
+    "rehearsal": {
+        "replay": _over("replay:fraction={}", 0.1, 0.25, 0.5, 0.7),
+        "replay, both": _over("replay:source=both,fraction={}", 0.1, 0.25, 0.5, 0.7),
+        "replay + ewc": _over("replay:fraction=0.25,source=both+ewc:tasks=false,strength={}", 100, 1000, 8000, 64000),
+        "self_replay": _over("self_replay:strength={}", 0.1, 0.3, 1, 3),
+        "der": _over("der:alpha={}", 0.03, 0.1, 0.3, 1),
+        "derpp": (*_over("derpp:alpha=0.1,beta={}", 0.5, 1), *_over("derpp:alpha=0.3,beta={}", 0.5, 1)),
+        "gem": _over("gem:margin={}", 0, 0.25, 0.5, 1),
+        "agem": _over("agem:examples={}", 64, 128, 256, 512),
+    },
+    "projection": {
+        "ogd": _over("ogd:directions={}", 16, 32, 64, 128),
+        "gpm": _over("gpm:threshold={}", 0.8, 0.9, 0.95, 0.99),
+    },
+    "merging": {
+        "wise_ft": _over("wise_ft:curve=none,alpha={}", 0.3, 0.5, 0.7, 0.85),
+        "ema": _over("ema:decay={}", 0.9, 0.97, 0.99, 0.995),
+        "task_arithmetic": _over("task_arithmetic:curve=none,scale={}", 0.1, 0.2, 0.4, 0.7),
+        "merge_previous": _over("merge_previous:weight={}", 0.2, 0.4, 0.6, 0.8),
+        "fisher_merge": _over("fisher_merge:weight={}", 0.1, 0.3, 0.5, 0.7),
+    },
+    "references": {
+        "joint": ("joint",),
+        "cumulative": ("cumulative",),
+        "single_task": ("single_task",),
+    },
 }
-"""Method to the settings it is tuned over: four, or one where there is nothing to choose."""
+"""By group, method to the settings it is tuned over: four, or one where there is nothing to choose. Naive's first is the
+base rate of all others. A group is a study of its own: methods can be added without running the rest again."""
+
+METHODS = {method: settings for group in GROUPS.values() for method, settings in group.items()}
 
 HEADLINE = (
     "naive",
@@ -116,46 +129,71 @@ HEADLINE = (
 """With five seeds; the others have three."""
 
 
-def protocol(name: str, sequence: str, mitigations: tuple[str, ...], seeds: tuple[int, ...]) -> StudyConfig:
-    """The protocol; the tuning study and the reported ones differ in tasks, settings and seeds alone."""
+def protocol(sequence: str, mitigations: tuple[str, ...], seeds: int, name: str) -> StudyConfig:
+    """The protocol; tuning and reported studies differ in tasks, settings and seeds alone."""
     return StudyConfig(
         name=name,
         sequence=SequenceConfig(name=sequence, test_size=100),
         mitigations=mitigations,
-        seeds=seeds,
-        training=TrainingConfig(learning_rate=1e-3, steps=100, batch_size=16, max_length=128),
-        evaluation=EvaluationConfig(suite=("micro",), limit=100, drift_tokens=2000),
+        seeds=tuple(range(seeds)),
+        training=TrainingConfig(learning_rate=1e-3, steps=80, batch_size=16, max_length=128),
+        evaluation=EvaluationConfig(suite=("micro",), limit=100, drift=False),
     )
 
 
-def run(config: StudyConfig, workers: int, hours: float | None) -> pd.DataFrame:
-    """Run (or continue) a study; what its finished runs show."""
-    folder = OUTPUT / config.name
+def run(config: StudyConfig, folder: Path, workers: int, until: float) -> pd.DataFrame:
+    """Run (or continue) a study until a moment of ``time.monotonic``; what its finished runs show."""
     with RunProgress() as progress:
 
         def announce(plan: Plan) -> None:
             print_plan(plan, folder)
             progress.expect(plan)
 
-        run_study(config, folder, workers=workers, hours=hours, progress=progress.update, on_plan=announce)
+        hours = max(0.0, until - time.monotonic()) / 3600
+        run_study(
+            config,
+            folder,
+            workers=workers,
+            hours=hours if math.isfinite(hours) else None,
+            progress=progress.update,
+            on_plan=announce,
+        )
     return summarise(ResultStore(folder))
 
 
-def choose(frame: pd.DataFrame) -> dict[str, str]:
+def choose(frame: pd.DataFrame, methods: dict[str, tuple[str, ...]]) -> dict[str, str]:
     """The setting of each method with the greatest mean of learning accuracy and retention, once all have run."""
     scores = frame[(frame["view"] == "") & (frame["status"] == "finished")].set_index("mitigation")
     value = ((scores["LA"] + scores["retention"]) / 2).to_dict()
     done = set(frame.loc[frame["status"].isin(["finished", "failed"]), "mitigation"])
     return {
         method: max(settings, key=lambda setting: value.get(setting, -1.0))
-        for method, settings in METHODS.items()
+        for method, settings in methods.items()
         if done.issuperset(settings)
     }
 
 
-def reported(chosen: dict[str, str]) -> dict[str, str]:
-    """Setting to the method that it represents."""
-    return {setting: method for method, setting in chosen.items()}
+def tune(group: str, workers: int, until: float) -> dict[str, str]:
+    """Tune a group's methods; the chosen setting of each that has had all its runs."""
+    methods = {method: settings for method, settings in GROUPS[group].items() if len(settings) > 1}
+    chosen = {method: settings[0] for method, settings in GROUPS[group].items() if len(settings) == 1}
+    if methods:
+        settings = tuple(setting for row in methods.values() for setting in row)
+        config = protocol("micro-tuning", settings, 1, f"tuning-{group}")
+        chosen |= choose(run(config, OUTPUT / "tuning" / group, workers, until), methods)
+    return chosen
+
+
+def report(group: str, chosen: dict[str, str], workers: int, until: float) -> None:
+    """Run a group's methods on the reported sequence, once all of it is tuned: its choice is then final."""
+    if set(chosen) != set(GROUPS[group]):
+        return
+    for name, seeds in (("headline", 5), ("others", 3)):
+        methods = [method for method in chosen if (method in HEADLINE) == (name == "headline")]
+        # One run gives the whole curve of a method that acts after training.
+        settings = tuple(chosen[method].replace("curve=none", "curve=0.25|0.75") for method in methods)
+        if settings:
+            run(protocol("micro-5", settings, seeds, f"{group}-{name}"), OUTPUT / group / name, workers, until)
 
 
 def kind(method: str, setting: str) -> str:
@@ -169,13 +207,15 @@ def kind(method: str, setting: str) -> str:
 
 
 def collect(chosen: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table (a row per method, those not run included) and the same of the methods' views."""
-    frames = [summarise(ResultStore(OUTPUT / name)) for name in ("headline", "others") if (OUTPUT / name).exists()]
+    """The table (a row per method that has run) and the same of the methods' views."""
+    folders = [OUTPUT / group / name for group in GROUPS for name in ("headline", "others")]
+    frames = [summarise(ResultStore(folder)) for folder in folders if folder.exists()]
     if not frames:
         raise SystemExit("nothing was reported yet: run without --draw first")
+    methods = {setting.replace("curve=none", "curve=0.25|0.75"): method for method, setting in chosen.items()}
     points = pd.concat([aggregate(frame) for frame in frames], ignore_index=True)
-    named = points.assign(method=points["mitigation"].map(reported(chosen)))
-    naive = named.loc[named["method"] == "naive", "seconds"]
+    named = points.assign(method=points["mitigation"].map(methods)).dropna(subset=["method"])
+    naive = named.loc[(named["method"] == "naive") & (named["view"] == ""), "seconds"]
     named["time"] = named["seconds"] / (naive.iloc[0] if len(naive) else float("nan"))
     named["kind"] = [kind(m, s) for m, s in zip(named["method"].astype(str), named["mitigation"], strict=True)]
     return named[named["view"] == ""], named[named["view"] != ""]
@@ -223,20 +263,19 @@ def main() -> None:
     """Tune, choose, run, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--hours", type=float, help="begin no run after so many hours (of each of the three studies)")
+    parser.add_argument("--hours", type=float, default=math.inf, help="begin no run after so many hours")
+    parser.add_argument("--groups", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="of methods to run")
     parser.add_argument("--draw", action="store_true", help="figures and table from results alone")
     arguments = parser.parse_args()
+    until = time.monotonic() + 3600 * arguments.hours
     path = OUTPUT / "chosen.json"
-    if not arguments.draw:
-        settings = tuple(dict.fromkeys(setting for row in METHODS.values() for setting in row if len(row) > 1))
-        tuning = run(protocol("tuning", "micro-tuning", settings, (0,)), arguments.workers, arguments.hours)
-        chosen = choose(tuning) | {method: row[0] for method, row in METHODS.items() if len(row) == 1}
-        write_atomically(path, json.dumps(chosen, indent=1).encode())
-        if set(chosen) == set(METHODS):
-            for name, seeds in (("headline", 5), ("others", 3)):
-                mitigations = tuple(s for method, s in chosen.items() if (method in HEADLINE) == (name == "headline"))
-                run(protocol(name, "micro-5", mitigations, tuple(range(seeds))), arguments.workers, arguments.hours)
-    draw(json.loads(path.read_text()))
+    chosen = json.loads(path.read_text()) if path.exists() else {}
+    for group in () if arguments.draw else arguments.groups:
+        tuned = tune(group, arguments.workers, until)
+        chosen |= tuned
+        write_atomically(path, json.dumps(chosen, indent=1, sort_keys=True).encode())
+        report(group, tuned, arguments.workers, until)
+    draw(chosen)
 
 
 if __name__ == "__main__":
