@@ -107,8 +107,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "single_task": ("single_task",),
     },
 }
-"""By group, method to the settings it is tuned over: four, or one where there is nothing to choose. Naive's first is the
-base rate of all others. A group is a study of its own: methods can be added without running the rest again."""
+"""By group, method to the settings it is tuned over: four, or one where there is nothing to choose. Naive's first is
+the base rate of all others. A group is a study of its own: methods can be added without running the rest again."""
 
 METHODS = {method: settings for group in GROUPS.values() for method, settings in group.items()}
 
