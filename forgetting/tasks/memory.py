@@ -2,16 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from forgetting.tasks.encode import Collator
+from forgetting.tasks.encode import IGNORED, Collator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from forgetting.mitigations.base import RunContext
+    from forgetting.tasks.task import Task
+
 KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
+
+
+def predicts(feature: dict[str, Any]) -> bool:
+    """Whether a feature has any predicted token: a document of one token may have none, and its loss is not defined."""
+    return any(label != IGNORED for label in feature["labels"])
+
+
+def some_of_task(context: RunContext, task: Task, position: int, count: int) -> list[dict[str, Any]]:
+    """Return at most ``count`` of a task's training features; the same ones whenever the run asks again.
+
+    Args:
+        context: Of the run.
+        task: Whose.
+        position: The task's in the run, from 1; 0 is the pretrained state.
+        count: Most features.
+    """
+    features = [feature for feature in context.encode_task(task) if predicts(feature)]
+    generator = torch.Generator().manual_seed(context.seed * 1000 + position)
+    order = torch.randperm(len(features), generator=generator).tolist()  # a file may be sorted by label
+    return [features[i] for i in order[:count]]
+
+
+def some_text(context: RunContext, count: int) -> list[dict[str, Any]]:
+    """Return the features of at most ``count`` documents of the pretraining text's training part."""
+    return [feature for feature in context.encode_text(context.pretraining.train[:count]) if predicts(feature)]
+
+
+def remembered(
+    context: RunContext, seen: Sequence[Task], count: int, *, pretraining: bool
+) -> list[list[dict[str, Any]]]:
+    """Return at most ``count`` features of every earlier state, in order; states without any are left out.
+
+    Args:
+        context: Of the run.
+        seen: The tasks learned before.
+        count: Most features of each state.
+        pretraining: Whether the pretrained state is one, remembered by pretraining text.
+    """
+    states = [some_text(context, count)] if pretraining else []
+    states += [some_of_task(context, task, position, count) for position, task in enumerate(seen, start=1)]
+    return [features for features in states if features]
+
+
+def stored_tokens(features: list[dict[str, Any]]) -> int:
+    """Return how many token ids a learner keeps who keeps these features."""
+    return sum(len(feature["input_ids"]) for feature in features)
 
 
 class Memory:
@@ -33,6 +84,14 @@ class Memory:
         self._generator = torch.Generator().manual_seed(seed)
         self._queue: list[int] = []
 
+    @classmethod
+    def for_task(
+        cls, features: list[dict[str, Any]], context: RunContext, *, batch_size: int | None, position: int
+    ) -> Memory:
+        """Return a memory for a run's task at ``position`` (from 0); by default with the training's batch size."""
+        size = batch_size or context.training.batch_size
+        return cls(features, context.tokenizer, batch_size=size, seed=context.seed * 1000 + position)
+
     def __len__(self) -> int:
         return len(self.features)
 
@@ -47,3 +106,14 @@ class Memory:
         """Return features as a batch of ``input_ids``, ``attention_mask`` and ``labels`` on a device."""
         collated = self._collate([self.features[index] for index in indices])
         return {key: value.to(device) for key, value in collated.items() if key in KEYS}
+
+    def next_batch(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Draw the next minibatch, as a batch on a device."""
+        return self.batch(self.draw(), device)
+
+    @contextmanager
+    def own_randomness(self, device: torch.device) -> Iterator[None]:
+        """Within it, dropout on ``device`` draws from the memory's seed; the global random state is as before after."""
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self._generator)))
+            yield
