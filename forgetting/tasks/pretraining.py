@@ -233,7 +233,14 @@ def _bytes(weight: torch.Tensor) -> Any:
 
 
 def sample_documents(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, *, max_length: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    *,
+    max_length: int,
+    seed: int,
+    exclude: Iterable[str] = (),
+    asked_by: str = "pretraining.source: 'self'",
 ) -> list[str]:
     """Sample different documents from a model at temperature 1, from the token that begins a document.
 
@@ -243,6 +250,8 @@ def sample_documents(
         count: Documents wanted, none empty, no two the same.
         max_length: Tokens of a document, the beginning token counted.
         seed: Of the draws.
+        exclude: Documents that must not be among them (held-out ones).
+        asked_by: The field that asked for them, for messages.
 
     Raises:
         UsageError: if the tokenizer has neither token, or the model gives too few different documents in four
@@ -256,8 +265,8 @@ def sample_documents(
     begin = prefix_token_id(tokenizer)
     if begin is None:
         raise UsageError(
-            "pretraining.source: 'self' needs a token that begins a document, and the tokenizer has neither a "
-            "beginning- nor an end-of-sequence token; give a text file"
+            f"{asked_by} needs a token that begins a document, and the tokenizer has neither a "
+            "beginning- nor an end-of-sequence token; use text from a file"
         )
     plain = GenerationConfig(
         do_sample=True,
@@ -270,6 +279,7 @@ def sample_documents(
     generate: Any = model.generate
     own, was_training, device = model.generation_config, model.training, model.device
     documents: dict[str, None] = {}
+    excluded = {"", *exclude}
     devices = [device] if device.type == "cuda" else []
     model.eval()
     # What a model's own generation config sets (top_p, penalties) would fill in what ours leaves open.
@@ -281,13 +291,13 @@ def sample_documents(
                 begins = torch.full((SAMPLING_BATCH, 1), begin, device=device)
                 drawn = generate(input_ids=begins, attention_mask=torch.ones_like(begins), generation_config=plain)
                 texts = tokenizer.batch_decode(drawn[:, 1:], skip_special_tokens=True)
-                documents.update((text, None) for text in (t.strip() for t in texts) if text)
+                documents.update((text, None) for text in (t.strip() for t in texts) if text not in excluded)
                 if len(documents) >= count:
                     return list(documents)[:count]
     finally:
         model.generation_config = own
         model.train(was_training)
     raise UsageError(
-        f"pretraining.source: 'self' gave {len(documents)} different documents where {count} are wanted "
-        "(documents + held_out_documents); ask for fewer, or give a text file"
+        f"{asked_by} gave {len(documents)} different documents where {count} are wanted; "
+        "ask for fewer, or use text from a file"
     )
