@@ -63,6 +63,8 @@ ACTIVE = {
     "self_replay": "self_replay:documents=8,tokens=8",
     "der": "der:buffer_size=8",
     "derpp": "derpp:buffer_size=8",
+    "gem": "gem:examples=8",
+    "agem": "agem:examples=8",
 }
 NO_NULL = {"feature_extraction", "bitfit", "task_arithmetic", "joint", "cumulative", "single_task", "in_context"}
 """Besides adapters, methods that are naive at no option: what they train, or on what, is another."""
