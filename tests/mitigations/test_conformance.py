@@ -66,6 +66,7 @@ ACTIVE = {
     "gem": "gem:examples=8",
     "agem": "agem:examples=8",
     "ogd": "ogd:directions=4",
+    "gpm": "gpm:examples=4",
 }
 NO_NULL = {"feature_extraction", "bitfit", "task_arithmetic", "joint", "cumulative", "single_task", "in_context"}
 """Besides adapters, methods that are naive at no option: what they train, or on what, is another."""
