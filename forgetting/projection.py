@@ -108,9 +108,22 @@ def copy_flat(vector: Tensor, into: Sequence[Tensor]) -> None:
         torch._foreach_copy_(list(into), [p.view_as(t) for p, t in zip(pieces, into, strict=True)])
 
 
-def without_span(vector: Tensor, basis: Tensor) -> Tensor:
-    """Return v − Bᵀ B v: a vector (P,) without its part in the span of orthonormal rows (n, P)."""
-    return torch.addmv(vector, basis.T, basis @ vector, alpha=-1)
+def without_span(vector: Tensor, basis: Tensor, moves: Tensor | None = None) -> Tensor:
+    """Return v − Bᵀ B v: a vector (P,) without its part in the span of orthonormal rows (n, P).
+
+    Args:
+        vector: v.
+        basis: B.
+        moves: Where given, (P,) of bool: the result is 0 elsewhere, as v must be, and the nearest to v of all such
+            vectors that are orthogonal to B's rows. These rows are not orthonormal where they are cut.
+    """
+    if moves is None:
+        return torch.addmv(vector, basis.T, basis @ vector, alpha=-1)
+    cut = basis * moves
+    inverse = torch.linalg.pinv((cut @ cut.T).double(), rtol=1e-6, hermitian=True).to(vector.dtype)
+    for _ in range(2):  # the inverse of a badly conditioned product is rough
+        vector = torch.addmv(vector, cut.T, inverse @ (cut @ vector), alpha=-1)
+    return vector
 
 
 def extended_basis(basis: Tensor, vectors: Iterable[Tensor], count: int, tolerance: float = 1e-4) -> Tensor:

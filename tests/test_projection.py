@@ -134,6 +134,20 @@ def test_a_basis_of_nearly_dependent_vectors_is_orthonormal_in_fp32() -> None:
         assert without_span(vector, basis).norm() < 1e-5 * vector.norm()
 
 
+def test_a_step_of_some_numbers_alone_is_the_least_squares_solution() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(12, 4, generator=generator, dtype=torch.float64))[0].T
+    moves = torch.arange(12) % 3 > 0
+    vector = torch.randn(12, generator=generator, dtype=torch.float64) * moves
+    found = without_span(vector, basis, moves)
+    B, v = basis[:, moves].numpy(), vector[moves].numpy()
+    expected = v - B.T @ np.linalg.lstsq(B.T, v, rcond=None)[0]
+    np.testing.assert_allclose(found[moves].numpy(), expected, atol=1e-12)
+    assert not found[~moves].any() and (basis @ found).abs().max() < 1e-12
+    everything = torch.ones(12, dtype=torch.bool)
+    torch.testing.assert_close(without_span(vector, basis, everything), without_span(vector, basis))
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.9, 0.99, 1.0])
 def test_a_layers_basis_is_the_singular_value_decompositions(threshold: float) -> None:
     """The criterion as the paper has it, on the inputs themselves."""

@@ -102,20 +102,15 @@ class OGD(Mitigation[OGDOptions]):
             )
 
     def after_backward(self, model: PreTrainedModel, again: Callable[[], None]) -> None:
-        """Project the gradient."""
-        import torch
-
+        """Project the gradient; what has none stays without."""
         from forgetting.projection import copy_flat, flattened, without_span
 
         if self._basis is None:
             return
         parameters = [p for p in model.parameters() if p.requires_grad]
         self._check_size(parameters)
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradient = [p.grad for p in parameters if p.grad is not None]
-        copy_flat(without_span(flattened(gradient), self._basis), gradient)
+        gradient = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in parameters]
+        copy_flat(without_span(flattened(gradient), self._basis, _moves(parameters)), gradient)
         if self.options.project == "step":
             self._before = flattened(parameters)
 
@@ -127,7 +122,7 @@ class OGD(Mitigation[OGDOptions]):
             return
         parameters = [p for p in model.parameters() if p.requires_grad]
         step = flattened(parameters).sub_(self._before)
-        copy_flat(without_span(step, self._basis).add_(self._before), parameters)
+        copy_flat(without_span(step, self._basis, _moves(parameters)).add_(self._before), parameters)
         self._before = None
 
     def stored_floats(self) -> int:
@@ -144,3 +139,12 @@ class OGD(Mitigation[OGDOptions]):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Restore."""
         self._tasks, self._basis = int(state["tasks"]), state.get("basis")
+
+
+def _moves(parameters: list[nn.Parameter]) -> torch.Tensor | None:
+    """Which numbers have a gradient, (P,), where not all have: another part may take some for a while."""
+    import torch
+
+    if all(p.grad is not None for p in parameters):
+        return None
+    return torch.cat([torch.full((p.numel(),), p.grad is not None, device=p.device) for p in parameters])

@@ -85,6 +85,28 @@ def test_what_is_frozen_stays_in_either_order(tmp_path: Path) -> None:
     assert all(torch.equal(results[0][n], results[1][n]) for n in base)
 
 
+@pytest.mark.parametrize("order", ["ogd:directions=4+gradual_unfreezing", "gradual_unfreezing+ogd:directions=4"])
+def test_what_has_no_gradient_for_a_while_is_not_moved_then(order: str, tmp_path: Path) -> None:
+    """Of three groups, one each is taken in at the steps 0, 2 and 3; the rate of step 0 is 0."""
+    mitigation: Any = build_mitigation(order)
+    model = mitigation.setup(tiny_llama(), context())
+    mitigation.after_task = lambda model, task: model
+    moved: list[set[str]] = []
+    start, after_step = weights(model), mitigation.after_step
+
+    def look(model: Any, learning_rate: float) -> None:
+        after_step(model, learning_rate)
+        moved.append({name for name, value in weights(model).items() if not torch.equal(value, start[name])})
+
+    mitigation.after_step = look
+    model, _ = train_one(model, mitigation, 0, tmp_path)
+    assert all(name.startswith(("model.layers.1.", "model.norm")) for name in moved[1]) and moved[1]
+    assert moved[1] < moved[2] < moved[3] == set(start)
+    (ogd,) = (part for part in mitigation.parts if hasattr(part, "_basis"))
+    change = flattened([p - start[name] for name, p in model.named_parameters()])
+    assert (ogd._basis @ change).norm() < 1e-4 * change.norm()
+
+
 def test_without_the_text_the_first_task_is_naive(tmp_path: Path) -> None:
     naive = weights(run("naive", tmp_path, tasks=[0])[0])
     after = weights(run("ogd:pretraining=false", tmp_path, tasks=[0])[0])
