@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -149,33 +149,26 @@ class GPM(Mitigation[GPMOptions]):
                 handle.remove()
         return moments
 
-    def _protected(self) -> Iterator[tuple[str, nn.Parameter, bool]]:
-        """Name, weight, and whether it is transposed, of what a step will change and a basis protects."""
-        for name, (weight, modules) in self._layers.items():
-            if name in self._bases and weight.grad is not None:
-                yield name, weight, type(modules[0]).__name__ == "Conv1D"
-
     def after_backward(self, model: PreTrainedModel, again: Callable[[], None]) -> None:
         """Project the gradients."""
-        from forgetting.projection import without_inputs
-
-        for name, weight, transposed in self._protected():
-            assert weight.grad is not None
-            weight.grad.copy_(without_inputs(weight.grad, self._bases[name], transposed=transposed))
-            if self.options.project == "step":
-                self._before[name] = weight.detach().clone()
+        self._before = {}
+        for name, (weight, _) in self._layers.items():
+            if name in self._bases and weight.grad is not None:
+                weight.grad.copy_(self._projected(name, weight.grad))
+                if self.options.project == "step":
+                    self._before[name] = weight.detach().clone()
 
     def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
         """Project what the step did to the weights."""
-        import torch
+        for name, before in self._before.items():
+            weight = self._layers[name][0].data
+            weight.copy_(before + self._projected(name, weight - before))
 
+    def _projected(self, name: str, change: torch.Tensor) -> torch.Tensor:
         from forgetting.projection import without_inputs
 
-        with torch.no_grad():
-            for name, weight, transposed in self._protected() if self._before else ():
-                before = self._before.pop(name)
-                step = without_inputs(weight - before, self._bases[name], transposed=transposed)
-                weight.copy_(before + step)
+        transposed = type(self._layers[name][1][0]).__name__ == "Conv1D"
+        return without_inputs(change, self._bases[name], transposed=transposed)
 
     def stored_floats(self) -> int:
         """The bases."""
