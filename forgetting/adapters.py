@@ -165,6 +165,38 @@ def adapters_in(chain: Sequence[Mitigation]) -> list[Adapter]:
     return [part for part in chain if isinstance(part, Adapter)]
 
 
+def check_adapters(
+    name: str, part: Mitigation, chain: Sequence[Mitigation], *, lasting: bool = True, estimators: Sequence[str] = ()
+) -> None:
+    """Raise UsageError where an adapter method takes away the parameters that another method holds on to.
+
+    Args:
+        name: The other method's.
+        part: The other method, one of ``chain``.
+        chain: All parts, in order.
+        lasting: Whether what it holds on to must train throughout the run.
+        estimators: Estimators of the Fisher information that it takes of what trains.
+    """
+    for adapter in adapters_in(chain):
+        if chain.index(adapter) > chain.index(part):
+            raise UsageError(
+                f"mitigation {name!r}: stands before {adapter.name!r}, which freezes what it protects; "
+                f"write {adapter.name}+{name}"
+            )
+        if lasting and not adapter.lasts():
+            merges = "merge" in type(adapter.options).model_fields
+            way_out = f"write {adapter.name}:merge=false+{name}" if merges else f"{adapter.name!r} begins one per task"
+            raise UsageError(f"mitigation {name!r}: needs an adapter that lasts; {way_out}")
+        for estimator in estimators:
+            if estimator not in (allowed := adapter.estimators()):
+                chosen = "estimator" in type(part.options).model_fields and allowed
+                way_out = f"write {adapter.name}+{name}:estimator={allowed[0]}" if chosen else "leave one out"
+                raise UsageError(
+                    f"mitigation {name!r}: estimator = {estimator!r}: has no rule for what {adapter.name!r} trains; "
+                    f"{way_out}"
+                )
+
+
 def target_names(target: str) -> list[str] | str:
     """Return the option ``target`` as peft takes it."""
     return ALL_LINEAR if target == ALL_LINEAR else target.split("|")

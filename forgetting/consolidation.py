@@ -70,35 +70,13 @@ class QuadraticMitigation(Mitigation[PenaltyT]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """The penalty must stand on the parameters that train, for as long as the run lasts."""
-        self._check_adapters(chain, lasting=True)
+        from forgetting.adapters import check_adapters
+
+        check_adapters(self.name, self, chain, estimators=self.estimators())
 
     def estimators(self) -> tuple[str, ...]:
         """Estimators of the Fisher information that it takes of what trains."""
         return ()
-
-    def _check_adapters(self, chain: Sequence[Mitigation], *, lasting: bool) -> None:
-        from forgetting.adapters import adapters_in
-
-        for part in adapters_in(chain):
-            if chain.index(part) > chain.index(self):
-                raise UsageError(
-                    f"mitigation {self.name!r}: stands before {part.name!r}, which freezes what it protects; "
-                    f"write {part.name}+{self.name}"
-                )
-            if lasting and not part.lasts():
-                merges = "merge" in type(part.options).model_fields
-                way_out = (
-                    f"write {part.name}:merge=false+{self.name}" if merges else f"{part.name!r} begins one per task"
-                )
-                raise UsageError(f"mitigation {self.name!r}: needs an adapter that lasts; {way_out}")
-            for estimator in self.estimators():
-                if estimator not in (allowed := part.estimators()):
-                    chosen = "estimator" in type(self.options).model_fields and allowed
-                    way_out = f"write {part.name}+{self.name}:estimator={allowed[0]}" if chosen else "leave one out"
-                    raise UsageError(
-                        f"mitigation {self.name!r}: estimator = {estimator!r}: has no rule for what {part.name!r} "
-                        f"trains; {way_out}"
-                    )
 
     def _check_rules(self, model: PreTrainedModel) -> None:
         """Every trained parameter must have a rule for its Fisher information."""

@@ -105,14 +105,9 @@ class Avalanche(Mitigation[AvalancheOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """Its plugins know parameters by name, and those must stay."""
-        from forgetting.adapters import adapters_in
+        from forgetting.adapters import check_adapters
 
-        for part in adapters_in(chain):
-            if chain.index(part) > chain.index(self) or not part.lasts():
-                raise UsageError(
-                    f"mitigation 'avalanche': needs {part.name!r} before it, and lasting; "
-                    "write lora:merge=false+avalanche"
-                )
+        check_adapters("avalanche", self, chain)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Make the plugin."""

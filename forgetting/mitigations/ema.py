@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from forgetting.errors import UsageError
 from forgetting.mitigations.base import Mitigation, Options, RunContext
 from forgetting.weights import (
     check_known,
@@ -52,13 +51,9 @@ class EMA(Mitigation[EMAOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """What is averaged must last as long as the run, and is swapped in after all else."""
-        from forgetting.adapters import adapters_in
+        from forgetting.adapters import check_adapters
 
-        for part in adapters_in(chain):
-            if not part.lasts() or chain.index(part) > chain.index(self):
-                raise UsageError(
-                    f"mitigation 'ema': needs {part.name!r} before it, and lasting; write lora:merge=false+ema"
-                )
+        check_adapters("ema", self, chain)
         stand_last("ema", chain)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from forgetting.errors import UsageError
-from forgetting.mitigations.base import Mitigation, Options, RunContext, check_adapters
+from forgetting.mitigations.base import Mitigation, Options, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,8 @@ class GPM(Mitigation[GPMOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """The bases are of layers that must last."""
+        from forgetting.adapters import check_adapters
+
         check_adapters("gpm", self, chain)
 
     def check_model(self, model: PreTrainedModel) -> None:

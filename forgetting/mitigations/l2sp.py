@@ -85,7 +85,9 @@ class L2SP(QuadraticMitigation[L2SPOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """See QuadraticMitigation; an adapter that is merged has a starting point in every task."""
-        self._check_adapters(chain, lasting=self.options.reference == "pretrained")
+        from forgetting.adapters import check_adapters
+
+        check_adapters(self.name, self, chain, lasting=self.options.reference == "pretrained")
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Keep the pretrained weights."""

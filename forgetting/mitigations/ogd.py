@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from forgetting.errors import RunFailed
-from forgetting.mitigations.base import Mitigation, Options, RunContext, check_adapters
+from forgetting.mitigations.base import Mitigation, Options, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +48,8 @@ class OGD(Mitigation[OGDOptions]):
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """The directions are of parameters that must last."""
+        from forgetting.adapters import check_adapters
+
         check_adapters("ogd", self, chain)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:

@@ -184,7 +184,7 @@ def test_fisher_merge_names_parameters_that_have_no_rule() -> None:
         ("lora+wise_ft", "mixing the factors of 'lora' does not mix their product"),
         ("merge_previous+lora", "mitigation 'merge_previous': mixes weights"),
         ("lora+ema", "write lora:merge=false+ema"),
-        ("ema+lora:merge=false", "write lora:merge=false+ema"),
+        ("ema+lora:merge=false", "stands before 'lora', which freezes what it protects"),
         ("wise_ft+ewc", "mitigation 'wise_ft': stands before 'ewc', which would take the weights that are scored"),
         ("ema+ewc", "write ewc+ema"),
         ("wise_ft+ema", "'wise_ft' and 'ema': each gives the model other weights between two tasks"),
