@@ -76,6 +76,12 @@ def test_every_file_is_registered() -> None:
         ("prompt_tuning+ewc", "no rule for what 'prompt_tuning' trains; leave one out"),
         ("in_context+replay", "'in_context': trains nothing, so that 'replay' beside it does nothing"),
         ("in_context:shots=-1", "shots = '-1'"),
+        ("ia3+wise_ft", "mixing the factors of 'ia3' does not mix their product"),
+        ("single_task+osf", "'single_task': stands before 'osf', which it would not reset; write osf+single_task"),
+        ("prompt_tuning+bitfit", "'prompt_tuning' adapters alone"),
+        ("o_lora+feature_extraction", "'o_lora' adapters alone"),
+        ("task_lora+ema", "'ema': needs an adapter that lasts; 'task_lora' begins one per task"),
+        ("ema+prefix_tuning", "write prefix_tuning+ema"),
         ("./none.py", "no such file"),
     ],
 )
