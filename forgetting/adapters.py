@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, TrainingArguments
 
+    from forgetting.config import TrainingConfig
     from forgetting.tasks.task import Task
 
 ALL_LINEAR = "all-linear"
@@ -130,18 +131,17 @@ class PromptAdapter(Adapter[PromptOptionsT]):
 
     starts: ClassVar[Literal["base", "rounded", "elsewhere"]] = "elsewhere"
 
-    def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
-        """Wrap the model, if the virtual tokens find room."""
-        if context.training.packing:
+    def check_training(self, model: PreTrainedModel, training: TrainingConfig) -> None:
+        """The virtual tokens must find room."""
+        if training.packing:
             raise UsageError(f"mitigation {self.name!r}: a packed row has no place for a prompt; set packing to false")
         positions = getattr(model.config, "max_position_embeddings", None)
-        needed = self.options.length + context.training.max_length
+        needed = self.options.length + training.max_length
         if positions is not None and needed > positions:
             raise UsageError(
                 f"mitigation {self.name!r}: length = {self.options.length}: with max_length "
-                f"{context.training.max_length} makes {needed} tokens, and the model has {positions} positions"
+                f"{training.max_length} makes {needed} tokens, and the model has {positions} positions"
             )
-        return super().setup(model, context)
 
     def starting_tokens(self, model: PreTrainedModel) -> torch.Tensor:
         """Return ``length`` token ids of ``text``, or of the vocabulary without its special tokens, int64."""

@@ -111,7 +111,9 @@ def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
     runs = config.runs()
     setting = prepare(runs[0], store)
     for text in config.mitigations:
-        build_mitigation(text).check_model(setting.base.model)
+        mitigation = build_mitigation(text)
+        mitigation.check_model(setting.base.model)
+        mitigation.check_training(setting.base.model, config.training)
     tasks = setting.sequence.tasks
     planned = []
     for run in runs:

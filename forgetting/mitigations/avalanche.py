@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from forgetting.avalanche.driver import Driver
+    from forgetting.config import TrainingConfig
     from forgetting.tasks.task import Task
 
 USES = {
@@ -109,13 +110,8 @@ class Avalanche(Mitigation[AvalancheOptions]):
 
         check_adapters("avalanche", self, chain)
 
-    def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
-        """Make the plugin."""
-        super().setup(model, context)
-        options, training = self.options, context.training
-        self._driver: Driver | None = None
-        if not self._acts():
-            return model
+    def check_training(self, model: PreTrainedModel, training: TrainingConfig) -> None:
+        """A step must be one batch, with a row per example."""
         for field, value, valid in (
             ("gradient_accumulation", training.gradient_accumulation, 1),
             ("packing", training.packing, False),
@@ -125,6 +121,14 @@ class Avalanche(Mitigation[AvalancheOptions]):
                     f"mitigation 'avalanche': training.{field} = {value}: its plugins see a step as one batch with a "
                     f"row per example; set it to {str(valid).lower()}"
                 )
+
+    def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
+        """Make the plugin."""
+        super().setup(model, context)
+        options, training = self.options, context.training
+        self._driver: Driver | None = None
+        if not self._acts():
+            return model
         from forgetting.avalanche import Driver
 
         self._driver = Driver(

@@ -101,6 +101,9 @@ class Mitigation(Generic[OptionsT]):
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise UsageError if the options do not fit the pretrained model; called before anything is trained."""
 
+    def check_training(self, model: PreTrainedModel, training: TrainingConfig) -> None:
+        """Raise UsageError if the pretrained model, trained so, leaves no place for the method; called there too."""
+
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Begin a run with the pretrained model; may wrap it. Called once, before row 0's weights change."""
         self.context = context
@@ -208,6 +211,11 @@ class Compose(Mitigation[Options]):
         """See Mitigation."""
         for part in self.parts:
             part.check_model(model)
+
+    def check_training(self, model: PreTrainedModel, training: TrainingConfig) -> None:
+        """See Mitigation."""
+        for part in self.parts:
+            part.check_training(model, training)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """See Mitigation."""

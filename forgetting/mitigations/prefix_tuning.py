@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 
 from forgetting.adapters import AdapterOptions, PromptAdapter, PromptOptions
 from forgetting.errors import UsageError
-from forgetting.mitigations.base import RunContext
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
     from transformers import PreTrainedModel
+
+    from forgetting.config import TrainingConfig
 
 
 class PrefixTuningOptions(PromptOptions):
@@ -44,13 +45,13 @@ class PrefixTuning(PromptAdapter[PrefixTuningOptions]):
     cost: ClassVar[str] = "2 × length × D trained floats per layer; attention to length more tokens"
     Options: ClassVar[type[AdapterOptions]] = PrefixTuningOptions
 
-    def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
-        """Wrap the model, where its training can take a prefix."""
-        if context.training.gradient_checkpointing:
+    def check_training(self, model: PreTrainedModel, training: TrainingConfig) -> None:
+        """Its training must be able to take a prefix."""
+        if training.gradient_checkpointing:
             raise UsageError(
                 "mitigation 'prefix_tuning': gradient_checkpointing drops a prefix's keys and values; switch it off"
             )
-        return super().setup(model, context)
+        super().check_training(model, training)
 
     def config(self, model: PreTrainedModel) -> PeftConfig:
         """See Adapter."""

@@ -234,15 +234,13 @@ def test_every_refused_plugin_says_what_is_valid() -> None:
 
 
 def test_compositions_and_training_that_cannot_be_are_refused() -> None:
-    from dataclasses import replace
-
     with pytest.raises(UsageError, match="write lora:merge=false\\+avalanche"):
         build_mitigation("lora+avalanche")
     build_mitigation("lora:merge=false+avalanche")
     for field, value in (("gradient_accumulation", 2), ("packing", True)):
         training = TRAINING.model_copy(update={field: value})
         with pytest.raises(UsageError, match=f"training.{field} = {value}"):
-            build_mitigation("avalanche").setup(tiny_llama(), replace(context(), training=training))
+            build_mitigation("avalanche").check_training(tiny_llama(), training)
 
 
 def test_a_penalty_of_strength_zero_is_naive_bit_for_bit(tmp_path: Path) -> None:

@@ -306,12 +306,8 @@ def test_what_peft_has_not_for_an_architecture_is_refused() -> None:
     ],
 )
 def test_a_prompt_that_finds_no_place_is_refused(text: str, training: dict[str, Any], said: str) -> None:
-    from dataclasses import replace
-
-    given = context()
-    given = replace(given, training=given.training.model_copy(update=training))
     with pytest.raises(UsageError, match=said):
-        build_mitigation(text).setup(tiny_llama(), given)
+        build_mitigation(text).check_training(tiny_llama(), context().training.model_copy(update=training))
 
 
 def test_a_prompts_text_without_a_token_is_refused() -> None:
