@@ -197,6 +197,16 @@ def check_adapters(
                 )
 
 
+def check_base_first(name: str, part: Mitigation, chain: Sequence[Mitigation]) -> None:
+    """Raise UsageError where what a method takes for the base model has a prompt before its inputs already."""
+    for adapter in adapters_in(chain[: chain.index(part)]):
+        if adapter.starts == "elsewhere":
+            raise UsageError(
+                f"mitigation {name!r}: stands after {adapter.name!r}, with which the model is not the base model; "
+                f"write {name}+{adapter.name}"
+            )
+
+
 def target_names(target: str) -> list[str] | str:
     """Return the option ``target`` as peft takes it."""
     return ALL_LINEAR if target == ALL_LINEAR else target.split("|")

@@ -42,7 +42,8 @@ class DER(Mitigation[DEROptionsT]):
 
     The pretrained state is task 0: its text is met first, with the base model's logits. A task's examples are met at
     its end, with the logits of then, as in Avalanche's DER; the paper stores them on the way there, so as to need no
-    boundaries between tasks. As in the authors' code the squared difference is a mean over logits, not a sum.
+    boundaries between tasks. As in the authors' code the squared difference is a mean over logits, not a sum. Where
+    gradients are computed again (``sam``), another minibatch is drawn.
     """
 
     summary: ClassVar[str] = "keep the logits that remembered examples had when they were stored"
@@ -51,6 +52,13 @@ class DER(Mitigation[DEROptionsT]):
     cost: ClassVar[str] = "a forward and backward pass on a memory minibatch per step; V floats per kept position"
     Options: ClassVar[type[Options]] = DEROptions
     null: ClassVar[dict[str, Any] | None] = {"alpha": 0}
+
+    def check(self, chain: Sequence[Mitigation]) -> None:
+        """The logits of pretraining text are the base model's."""
+        from forgetting.adapters import check_base_first
+
+        if self.options.pretraining:
+            check_base_first(type(self).__module__.rpartition(".")[2], self, chain)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Store pretraining text."""

@@ -47,7 +47,8 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
     No pretraining text is needed. The documents are sampled as those of ``pretraining.source: self`` are, with other
     draws, and none of the held-out documents is among them. As x is sampled from the base model p_0, the gradients of
     both losses agree in expectation over x (the cross-entropy is the forward divergence plus p_0's entropy); that of
-    ``kl`` has the smaller variance, and costs a copy of the base model.
+    ``kl`` has the smaller variance, and costs a copy of the base model. Where gradients are computed again (``sam``),
+    another minibatch is drawn.
     """
 
     summary: ClassVar[str] = "keep the base model's predictions on text that it generated itself"
@@ -59,6 +60,12 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
     )
     Options: ClassVar[type[Options]] = SelfReplayOptions
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
+
+    def check(self, chain: Sequence[Mitigation]) -> None:
+        """What is sampled must be the base model."""
+        from forgetting.adapters import check_base_first
+
+        check_base_first("self_replay", self, chain)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Sample; a resumed run samples the same again, from the base model that it too begins with."""
@@ -102,7 +109,7 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
         self, model: PreTrainedModel, batch: dict[str, torch.Tensor], outputs: Any, loss: torch.Tensor
     ) -> torch.Tensor:
         """Add the loss on a minibatch of sampled documents."""
-        from forgetting.distillation import inputs, kl_divergence, predicted_logits, teach
+        from forgetting.distillation import kl_divergence, predict, teach
 
         if self._memory is None:
             return loss
@@ -110,7 +117,7 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
         with self._memory.own_randomness(loss.device):
             if self._base is None:
                 return loss + self.options.strength * model(**sampled).loss
-            student = predicted_logits(model(**inputs(sampled)).logits, sampled["labels"])
+            student = predict(model, sampled)
         teacher = teach(self._base, sampled)
         return loss + self.options.strength * kl_divergence(teacher, student, direction=self.options.direction)
 

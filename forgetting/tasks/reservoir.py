@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from forgetting.avalanche import BufferPolicy, replay_buffer
-from forgetting.distillation import inputs, predicted_logits, teach
+from forgetting.avalanche import replay_buffer
+from forgetting.distillation import at_predicted, predict, teach
 from forgetting.tasks.encode import IGNORED
 from forgetting.tasks.memory import Memory, predicts, stored_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from forgetting.avalanche.buffers import BufferPolicy
     from forgetting.mitigations.base import RunContext
 
 
@@ -82,9 +83,8 @@ class LogitReservoir:
         indices, stored = self._memory.draw(), list(self.logits.values())
         batch = self._memory.batch(indices, device)
         with self._memory.own_randomness(device):
-            logits = predicted_logits(model(**inputs(batch)).logits, batch["labels"])
-        targets = batch["labels"][:, 1:]
-        return logits, torch.cat([stored[i] for i in indices]), targets[targets != IGNORED]
+            logits = predict(model, batch)
+        return logits, torch.cat([stored[i] for i in indices]), at_predicted(batch["labels"], batch["labels"])
 
     def stored_floats(self) -> int:
         """The logits and the tokens."""

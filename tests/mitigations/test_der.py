@@ -152,3 +152,6 @@ def test_refusals() -> None:
     ):
         with pytest.raises(UsageError, match=said):
             build_mitigation(text)
+    with pytest.raises(UsageError, match=r"stands after 'prompt_tuning'.*write derpp\+prompt_tuning"):
+        build_mitigation("prompt_tuning:length=3+derpp")
+    build_mitigation("derpp+prompt_tuning:length=3")

@@ -112,3 +112,6 @@ def test_refusals() -> None:
     tokenizer.eos_token = None
     with pytest.raises(UsageError, match=r"'self_replay': documents = 9: needs a token that begins"):
         ready("self_replay:documents=9", tiny_llama(), replace(context(), tokenizer=tokenizer))
+    with pytest.raises(UsageError, match=r"stands after 'prompt_tuning'.*write self_replay\+prompt_tuning"):
+        build_mitigation("prompt_tuning:length=3+self_replay")
+    build_mitigation("self_replay+prompt_tuning:length=3")
