@@ -269,14 +269,19 @@ def list_(what: Annotated[str, typer.Argument(help="mitigations, sequences, suit
 @micro.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("micro-model"),
-    size: Annotated[str, typer.Option(help="Parameters: 300k, 1M or 4M.")] = "1M",
+    family: Annotated[str, typer.Option(help="decoder, encoder, encoder_decoder or vision.")] = "decoder",
+    size: Annotated[str, typer.Option(help="Parameters of a decoder: 300k, 1M or 4M.")] = "1M",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps (default: the shipped model's).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of initialisation and text.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Pretrain the embedded model again, on CPU or GPU."""
+    """Pretrain an embedded model again, on CPU or GPU."""
     from forgetting.micro.pretrain import pretrain as pretrain_model
+    from forgetting.micro.pretrain_families import pretrain_family
 
+    if family != "decoder":
+        pretrain_family(family, output, steps=steps, seed=seed, device=device)  # type: ignore[arg-type]  # checked there
+        return
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
     pretrain_model(output, seed=seed, device=device, model_size=size, **options)  # type: ignore[arg-type]  # checked there
 

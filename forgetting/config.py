@@ -43,8 +43,9 @@ class TaskConfig(Strict):
     Attributes:
         name: Unique within the sequence.
         format: ``jsonl`` (objects with prompt, completion and, optionally, choices), ``superni``
-            (SuperNI-style JSON), ``trace`` (TRACE-style JSON), or ``hub`` (a data set of the hub, or a local
-            folder in its format).
+            (SuperNI-style JSON), ``trace`` (TRACE-style JSON), ``hub`` (a data set of the hub, or a local
+            folder in its format), or ``images`` (npz files with ``images``, uint8 (N, H, W) or (N, H, W, channels),
+            and integer ``labels``, (N,)).
         train: A file; for ``hub`` the data set's id or folder.
         validation, test: Files (``hub``: split names). Where there is no test, it is cut from train by
             ``split_seed``; validation is cut from what then remains of train, never from test.
@@ -52,7 +53,8 @@ class TaskConfig(Strict):
         train_split: Split name of a hub data set to train on.
         columns: Column mapping of ``jsonl`` and ``hub``.
         template: A prompt template with ``{column}`` fields, instead of ``columns.prompt``.
-        labels: For ``hub``: the names of integer labels in ``columns.completion``; they become the choices.
+        labels: For ``hub`` and ``images``: the names of integer labels (in ``columns.completion``); they become the
+            choices.
         choices: The answers every item allows, where they are the same for all.
         metric: How the test split is scored; by default accuracy where there are choices, else exact_match.
         max_new_tokens: Length limit of greedy generations.
@@ -62,7 +64,7 @@ class TaskConfig(Strict):
     """
 
     name: str = Field(min_length=1)
-    format: Literal["jsonl", "superni", "trace", "hub"] = "jsonl"
+    format: Literal["jsonl", "superni", "trace", "hub", "images"] = "jsonl"
     train: str
     validation: str | None = None
     test: str | None = None
@@ -87,12 +89,16 @@ class SequenceConfig(Strict):
         name: ``micro-5``, ``standard-cl-order1``, ``trace`` ... (``forgetting list sequences``).
         data_dir: Local folder with the data of a named sequence; without it, the hub.
         tasks: Tasks of one's own, in order; or names that select and order the named sequence's tasks.
+        scenario: What is known at test time: ``task`` (which task an item is of: its own choices, its own head),
+            ``domain`` (not that, and all tasks have the same labels), ``class`` (not that: any task's classes). Where
+            not given: ``task`` for encoders, ``class`` for vision; other models see each item's own choices.
         train_size, validation_size, test_size, split_seed: As in TaskConfig, for every task.
     """
 
     name: str = Field(min_length=1)
     data_dir: str | None = None
     tasks: tuple[TaskConfig, ...] | tuple[str, ...] | None = None
+    scenario: Literal["task", "domain", "class"] | None = None
     train_size: int | None = Field(default=None, ge=1)
     validation_size: int | None = Field(default=None, ge=1)
     test_size: int | None = Field(default=None, ge=1)
@@ -148,7 +154,8 @@ class EvaluationConfig(Strict):
 
     Attributes:
         suite: Capability suites (``micro``, ``blimp``, ``standard``), lm-eval task names, or folders of
-            lm-eval YAML files; their union makes the columns of G.
+            lm-eval YAML files; their union makes the columns of G. A vision model's one column is the accuracy of
+            its own head on held-out pretraining images.
         data_dir: Local folder with the suites' data; without it, the hub.
         limit: Items per lm-eval task (the first ones, as in lm-eval); all where not given.
         offset: Items per lm-eval task that are passed over first, so that tuning and reporting can use other items.
@@ -173,8 +180,8 @@ class PretrainingConfig(Strict):
 
     Attributes:
         source: ``micro`` (the embedded world's generator), ``self`` (sampled from the base model), a text or
-            JSONL file, or a hub data set with a ``text`` column. Where not given: ``micro`` for the embedded
-            model, ``self`` for any other.
+            JSONL file, or a hub data set with a ``text`` column; for vision, an npz file as in TaskConfig. Where not
+            given: ``micro`` for the embedded models, ``self`` for any other.
         documents: Documents for replay, Fisher and early stopping.
         held_out_documents: Documents on which the change of cross-entropy is measured; disjoint from the rest.
         held_out: Further text files on which it is measured too, as columns of their own.
@@ -209,7 +216,10 @@ class RunConfig(Strict):
     @property
     def hash(self) -> str:
         """The first 12 hex digits of the SHA-256 of the canonical JSON."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json")
+        if values["sequence"]["scenario"] is None:
+            del values["sequence"]["scenario"]  # runs from before there were scenarios keep their names
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property

@@ -171,6 +171,6 @@ def _described(what: str) -> dict[str, str]:
 
     local = {
         "FOLDER": "a local transformers folder with safetensors",
-        "OWNER/NAME": "a causal language model of the hub",
+        "OWNER/NAME": "a model of the hub: causal or masked language model, text-to-text, image classifier",
     }
     return {**EMBEDDED, **local}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from forgetting.tasks.encode import IGNORED, Collator
+from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +22,14 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def predicted_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the logits of the predicted tokens of a causal language model.
+    """Return the logits of the predicted tokens, or classes (of every family: see ``forgetting.families``).
 
     Args:
         logits: (B, P + T, V); P positions of a soft prompt, if any, come before the batch's own.
         labels: (B, T), -100 where nothing is predicted.
 
     Returns:
-        (N, V) in fp32 (fp64 stays), N the number of predicted tokens, row after row.
+        (N, V) in fp32 (fp64 stays), N the number of predicted labels, row after row.
     """
     logits = logits[:, logits.shape[1] - labels.shape[1] : -1][labels[:, 1:] != IGNORED]
     return logits if logits.element_size() > 4 else logits.float()
@@ -63,7 +63,7 @@ def teach(teacher: PreTrainedModel, batch: dict[str, torch.Tensor], labels: torc
 
 def inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Return what of a batch a forward pass without a loss takes."""
-    return {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask", "position_ids")}
+    return {key: value for key, value in batch.items() if key not in ("labels", *BOOKKEEPING)}
 
 
 def kl_divergence(
@@ -128,7 +128,7 @@ def example_losses(
             logits = model(**inputs(batch), use_cache=False).logits
         losses[:, 1:][predicted[:, 1:].cpu()] = token_losses(logits, batch["labels"]).double().cpu()
         for row, its_losses, its_predicted in zip(rows, losses, predicted.cpu(), strict=True):
-            lengths = row.get("segments", [len(row["input_ids"])])
+            lengths = row.get("segments", [len(row["labels"])])
             ends = torch.tensor(lengths).cumsum(0).tolist()
             examples = []
             for length, end in zip(lengths, ends, strict=True):

@@ -73,6 +73,11 @@ def fisher_file(
         raise UsageError(str(error)) from None
     target = torch_device(device) if device else None
     loaded = load_model(model_name, trust_remote_code=trust_remote_code)
+    if loaded.family != "decoder":
+        raise UsageError(
+            f"model {model_name!r}: the command is for decoders, and this is another kind of model ({loaded.family}); "
+            "in Python, diagonal_fisher takes it"
+        )
     positions = getattr(loaded.model.config, "max_position_embeddings", None)
     max_length = min(max_length, positions or max_length)
     features = _features(data, loaded, max_examples, max_length)

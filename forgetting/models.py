@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from forgetting.errors import UsageError, did_you_mean
 
@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED: dict[str, str] = {
-    "micro": "Llama architecture, about 1M parameters, pretrained on the embedded world (ships with the package)",
+    "micro": "decoder: Llama architecture, about 1M parameters, pretrained on the embedded world (in the package)",
+    "micro-encoder": "encoder: BERT architecture, about 0.5M parameters, on the text of the same world",
+    "micro-t5": "encoder-decoder: T5 architecture, about 0.6M parameters, on the text of the same world",
+    "micro-vision": "vision: ViT architecture, about 0.1M parameters, on four of scikit-learn's digits",
 }
+
+ModelFamily = Literal["decoder", "encoder", "encoder_decoder", "vision"]
 
 
 @dataclass(frozen=True)
@@ -25,18 +30,57 @@ class LoadedModel:
     """A model in fp32, on the best device, in eval mode, with its tokenizer.
 
     Attributes:
-        family: ``decoder``, the one family there is so far.
+        tokenizer: Of an image classifier, its image processor.
+        family: Decided by the architecture that its configuration names.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    family: str = "decoder"
+    family: ModelFamily = "decoder"
 
 
 def embedded_path(name: str) -> Path:
     """Folder of an embedded model."""
-    return Path(__file__).parent / name / "model"
+    return Path(__file__).parent / "micro" / name.replace("micro", "model", 1)
+
+
+def _family(config: Any, name: str) -> ModelFamily:
+    """The family of the architecture that a folder says it holds; where it says none, of the model's type.
+
+    Raises:
+        UsageError: if it is of none.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    families: dict[ModelFamily, Any] = {
+        "decoder": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "encoder": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "encoder_decoder": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "vision": auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    }
+    ends: dict[str, ModelFamily] = {
+        "CausalLM": "decoder",
+        "LMHeadModel": "decoder",
+        "ForMaskedLM": "encoder",
+        "ForPreTraining": "encoder",
+        "ForImageClassification": "vision",
+    }
+    architectures = getattr(config, "architectures", None) or []
+    for architecture in architectures:
+        if getattr(config, "is_encoder_decoder", False) and architecture.endswith("ForConditionalGeneration"):
+            return "encoder_decoder"
+        for end, family in ends.items():
+            if architecture.endswith(end):
+                return family
+    known = [family for family, names in families.items() if config.model_type in names]
+    if known and not architectures:
+        return "encoder_decoder" if "encoder_decoder" in known else known[0]
+    holds = architectures[0] if architectures else f"architecture {config.model_type!r}"
+    raise UsageError(
+        f"model {name!r}: holds {holds}, which is not a model for causal or masked language modelling, "
+        "text-to-text generation or image classification; give one such as GPT-2, BERT, T5 or ViT"
+    )
 
 
 def _check_folder(folder: Path, name: str) -> None:
@@ -45,8 +89,8 @@ def _check_folder(folder: Path, name: str) -> None:
     if not config.is_file():
         raise UsageError(f"model {name!r}: the folder has no config.json; give a transformers model folder")
     try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    except (ValueError, OSError, AttributeError):
         raise UsageError(f"model {name!r}: config.json is not JSON; download the model again") from None
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -71,6 +115,12 @@ def _check_folder(folder: Path, name: str) -> None:
         raise UsageError(f"model {name!r}: the folder has no {shards[0]}; download the model again")
     for shard in shards:
         _check_safetensors(folder / shard, name)
+    if any(str(architecture).endswith("ForImageClassification") for architecture in architectures):
+        if not (folder / "preprocessor_config.json").is_file():
+            raise UsageError(
+                f"model {name!r}: the folder has no preprocessor_config.json; save the image processor beside the model"
+            )
+        return
     if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UsageError(f"model {name!r}: the folder has no tokenizer.json; save the tokenizer beside the model")
 
@@ -89,10 +139,11 @@ def _check_safetensors(path: Path, name: str) -> None:
 
 
 def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
-    """Load a causal language model and its tokenizer.
+    """Load a model of any family and what it reads with (``forgetting.families``).
 
     Args:
-        name: ``micro``, a local transformers folder, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
+        name: ``micro`` or another embedded one, a local transformers folder, or a hub id such as
+            ``HuggingFaceTB/SmolLM2-135M``.
         trust_remote_code: Let the model's own code run. Off unless the user sets it.
 
     Raises:
@@ -100,8 +151,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
             or the hub has or gives none.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    import transformers
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -121,20 +171,17 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
             f"model {name!r}: is neither a folder nor a hub id (owner/name); embedded: {', '.join(EMBEDDED)}"
         )
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust_remote_code:
-            raise UsageError(
-                f"model {name!r}: architecture {config.model_type!r} is not a causal language model; "
-                "give a decoder such as Llama, Qwen or GPT-2"
-            )
-        architectures = getattr(config, "architectures", None) or []
-        if architectures and not any("CausalLM" in a or "LMHead" in a for a in architectures):
-            raise UsageError(
-                f"model {name!r}: holds {architectures[0]}, not a causal language model; "
-                "give a decoder such as Llama, Qwen or GPT-2"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        family = _family(config, name)
+        auto: Any = {
+            "decoder": transformers.AutoModelForCausalLM,
+            "encoder": transformers.AutoModelForMaskedLM,
+            "encoder_decoder": transformers.AutoModelForSeq2SeqLM,
+            "vision": transformers.AutoModelForImageClassification,
+        }[family]
+        reads_with: Any = transformers.AutoImageProcessor if family == "vision" else transformers.AutoTokenizer
+        tokenizer = reads_with.from_pretrained(path, trust_remote_code=trust_remote_code)
+        loaded: Any = auto.from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
@@ -158,7 +205,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).eval()
-    return LoadedModel(name=name, model=model, tokenizer=tokenizer)
+    return LoadedModel(name=name, model=model, tokenizer=tokenizer, family=family)
 
 
 def torch_device(name: str) -> torch.device:
@@ -221,6 +268,8 @@ def layer_name(name: str, parameter: nn.Parameter, model: PreTrainedModel) -> st
         return "embeddings"
     head = model.get_output_embeddings()
     if head is not None and any(parameter is p for p in head.parameters()):
+        return "head"
+    if name.startswith("heads.") or re.search(r"\.(cls|predictions)\.", name):  # a task's; a masked language model's
         return "head"
     if block := re.search(r"\.(\d+)\.", name):
         return f"block {block[1]}"

@@ -94,7 +94,8 @@ class TaskCost(_Record):
         examples: The same in examples; the realised replay share is what is not ``task``.
         truncated: Examples that ``max_length`` shortened.
         flops: 6 × parameters without embeddings × tokens with padding, as transformers counts the training
-            steps (Kaplan 2020); a mitigation's own passes (Fisher, validation) are in the seconds alone.
+            steps (Kaplan 2020), of vision models 3 × a forward pass as torch counts it; a mitigation's own
+            passes (Fisher, validation) are in the seconds alone.
         seconds: Training wall time, and the mitigation's own work before and after it.
         train_loss: Mean training loss over the task's last tenth of steps, nats per token; ``None`` without steps.
         log: (step, loss) as trained.

@@ -19,12 +19,13 @@ from forgetting.checkpoint import latest_row, load_checkpoint, save_checkpoint
 from forgetting.config import RunConfig
 from forgetting.errors import RunFailed, UsageError
 from forgetting.evaluation.evaluator import Evaluator
+from forgetting.families import FAMILIES
 from forgetting.mitigations import Mitigation, RunContext, build_mitigation, parse_mitigation
 from forgetting.models import LoadedModel, load_model
 from forgetting.provenance import peak_memory_bytes, provenance
 from forgetting.results import Cost, Items, ResultStore, RunRecord, TaskCost, TaskInfo
-from forgetting.tasks.encode import ExampleDataset, encode_examples, encode_texts, pack
-from forgetting.tasks.pretraining import PretrainingText, load_pretraining
+from forgetting.tasks.encode import ExampleDataset, pack
+from forgetting.tasks.pretraining import PretrainingText
 from forgetting.tasks.sequence import load_sequence
 from forgetting.tasks.task import Sequence, Task
 from forgetting.tracking import Tracker
@@ -32,6 +33,8 @@ from forgetting.trainer import ContinualTrainer, training_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from forgetting.families.base import Family
 
 Progress = Callable[[str, float, str], None]
 """Called with (run id, share of the run that is done, what is being done)."""
@@ -41,10 +44,19 @@ Progress = Callable[[str, float, str], None]
 class Setting:
     """What all runs of a study share: loaded, tokenised and measured once per process."""
 
-    base: LoadedModel
-    sequence: Sequence
+    family: Family
     pretraining: PretrainingText
     evaluator: Evaluator
+
+    @property
+    def base(self) -> LoadedModel:
+        """The pretrained model, as it is trained and scored."""
+        return self.family.base
+
+    @property
+    def sequence(self) -> Sequence:
+        """What is learned."""
+        return self.family.sequence
 
     @cached_property
     def digest(self) -> str:
@@ -58,11 +70,14 @@ class Setting:
 @lru_cache(maxsize=1)
 def _setting(shared: str, cache_dir: Path) -> Setting:
     config = RunConfig.model_validate_json(shared)
-    base = load_model(config.model, trust_remote_code=config.trust_remote_code)
+    loaded = load_model(config.model, trust_remote_code=config.trust_remote_code)
     sequence = load_sequence(config.sequence)
-    pretraining = load_pretraining(config.pretraining, config.model, base.model, base.tokenizer, cache_dir=cache_dir)
-    evaluator = Evaluator(base, sequence, config.evaluation, pretraining, config.training.max_length)
-    return Setting(base, sequence, pretraining, evaluator)
+    family = FAMILIES.get(loaded.family)(loaded, sequence, config.sequence.scenario)
+    if config.training.packing and loaded.family != "decoder":
+        raise UsageError(f"training.packing: is for decoders, and model {config.model!r} is none; leave it out")
+    pretraining = family.pretraining(config.pretraining, cache_dir)
+    evaluator = Evaluator(family, config.evaluation, pretraining, config.training.max_length)
+    return Setting(family, pretraining, evaluator)
 
 
 def prepare(config: RunConfig, store: ResultStore) -> Setting:
@@ -207,24 +222,24 @@ def _new_record(config: RunConfig, store: ResultStore, setting: Setting) -> RunR
             )
             for task in setting.sequence.tasks
         ],
-        capabilities=setting.evaluator.suite.capabilities(),
+        capabilities=setting.evaluator.capabilities.capabilities(),
         cost=Cost(parameters=sum(p.numel() for p in setting.base.model.parameters())),
     )
 
 
 def run_context(config: RunConfig, setting: Setting) -> RunContext:
     """Return what a run's mitigation may know."""
-    tokenizer, max_length = setting.base.tokenizer, config.training.max_length
+    family, max_length = setting.family, config.training.max_length
     text_length = min(max_length, config.pretraining.max_length)
     return RunContext(
         seed=config.seed,
-        tokenizer=tokenizer,
+        tokenizer=family.tokenizer,
         training=config.training,
         pretraining=setting.pretraining,
         tasks=setting.sequence.tasks,
-        encode_task=lambda task: encode_examples(tokenizer, task.train, max_length),
-        encode_validation=lambda task: encode_examples(tokenizer, task.validation, max_length),
-        encode_text=lambda texts: encode_texts(tokenizer, texts, text_length),
+        encode_task=lambda task: family.encode(task, task.train, max_length),
+        encode_validation=lambda task: family.encode(task, task.validation, max_length),
+        encode_text=lambda texts: family.encode_pretraining(texts, text_length),
         pack=(lambda features: pack(features, max_length)) if config.training.packing else (lambda features: features),
     )
 

@@ -76,11 +76,10 @@ def _steps(config: RunConfig, sizes: list[int]) -> int:
 
 def _seconds_per_step(setting: Setting, config: RunConfig) -> float:
     """Time two forward and backward passes of the first task, on a copy of nothing: gradients are dropped."""
-    from forgetting.tasks.encode import encode_examples
     from forgetting.trainer import padded_batches
 
-    examples = setting.sequence.tasks[0].train[: config.training.batch_size]
-    features = encode_examples(setting.base.tokenizer, examples, config.training.max_length)
+    first = setting.sequence.tasks[0]
+    features = setting.family.encode(first, first.train[: config.training.batch_size], config.training.max_length)
     batch = padded_batches(features, setting.base.tokenizer, config.training.batch_size)[0]
     model = setting.base.model
     inputs = {key: value.to(model.device) for key, value in batch.items()}

@@ -18,7 +18,7 @@ from transformers import (
 
 from forgetting.errors import RunFailed
 from forgetting.mitigations.base import Mitigation
-from forgetting.tasks.encode import IGNORED, Collator
+from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
 from forgetting.tasks.mixing import SOURCES
 
 if TYPE_CHECKING:
@@ -225,10 +225,10 @@ class ContinualTrainer(Trainer):
 def padded_batches(
     features: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> list[dict[str, torch.Tensor]]:
-    """Collate features in their order into batches of ``input_ids``, ``attention_mask`` and ``labels``."""
+    """Collate features in their order into batches of the model's inputs and ``labels``."""
     collate = Collator.for_tokenizer(tokenizer)
     batches = [collate(features[i : i + batch_size]) for i in range(0, len(features), batch_size)]
-    return [{key: batch[key] for key in ("input_ids", "attention_mask", "labels")} for batch in batches]
+    return [{key: value for key, value in batch.items() if key not in BOOKKEEPING} for batch in batches]
 
 
 def mean_loss(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:

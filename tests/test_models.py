@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import BertConfig, BertForTokenClassification
 
 from forgetting.errors import UsageError
 from forgetting.models import load_model, transformer_blocks
@@ -55,14 +55,9 @@ def _without_a_weight(folder: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _encoder(folder: Path) -> None:
+def _tagger(folder: Path) -> None:
     config = BertConfig(vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    BertForMaskedLM(config).save_pretrained(folder)
-
-
-def _encoder_decoder(folder: Path) -> None:
-    config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1)
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    BertForTokenClassification(config).save_pretrained(folder)
 
 
 def _unknown_architecture(folder: Path) -> None:
@@ -79,8 +74,7 @@ def _unknown_architecture(folder: Path) -> None:
         (_pickled, "holds pickled weights only"),
         (_cut, "cut short or not safetensors"),
         (_without_a_weight, "1 weights are missing from its files (model.layers.1.mlp.up_proj.weight)"),
-        (_encoder, "not a causal language model"),
-        (_encoder_decoder, "not a causal language model"),
+        (_tagger, "holds BertForTokenClassification, which is not a model for causal or masked"),
         (_unknown_architecture, "cannot be loaded"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
     ],

@@ -161,7 +161,7 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
     Layers are ``embeddings``, ``block 0`` ..., ``final norm`` and ``head`` (a tied head is part of the
     embeddings; one that was tied in the base model alone is compared with what it was tied to). An adapter in the
     weights (LoRA, (IA)³) that is active counts as the change that merging it would make; a prompt before the input
-    changes no weight.
+    changes no weight. Heads that tasks add are left out, for nothing was pretrained in them.
 
     Args:
         base_model: The reference.
@@ -178,6 +178,8 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
             references.setdefault(name, ("head", base))
     with torch.no_grad():
         for name, (layer, base) in references.items():
+            if name.startswith("heads."):
+                continue
             reference = base.detach().double()
             change = (tuned[name].to(base.device).double() - reference).square().sum().item()
             before = squares.get(layer, (0.0, 0.0))

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgetting.evaluation.drift import DriftMeter, weight_change
-from forgetting.evaluation.scores import TaskScorer
-from forgetting.evaluation.suite import load_suite
+from forgetting.evaluation.drift import weight_change
 from forgetting.results import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from forgetting.config import EvaluationConfig
+    from forgetting.families.base import Family
     from forgetting.mitigations import Mitigation
-    from forgetting.models import LoadedModel
     from forgetting.tasks.pretraining import PretrainingText
-    from forgetting.tasks.task import Sequence, Task
+    from forgetting.tasks.task import Task
 
 RowItems = dict[str, dict[str, list[float]]]
 
@@ -36,43 +33,19 @@ class Evaluator:
     """Scores every task and capability of a study; everything is tokenised once.
 
     Args:
-        base: The pretrained model; kept unchanged as the reference of drift.
-        sequence: Its test splits make the columns of R.
+        family: Of the pretrained model, which is kept unchanged as the reference of drift; its sequence's test
+            splits make the columns of R.
         config: Suites, limits and batch size.
         pretraining: Its held-out texts are where drift is measured.
         max_length: Tokens per scored sequence.
     """
 
-    def __init__(
-        self,
-        base: LoadedModel,
-        sequence: Sequence,
-        config: EvaluationConfig,
-        pretraining: PretrainingText,
-        max_length: int,
-    ) -> None:
-        self.base = base
-        self.sequence = sequence
-        self.config = config
-        self.max_length = max_length
-        data_dir = Path(config.data_dir) if config.data_dir else None
-        self.suite = load_suite(list(config.suite), data_dir=data_dir, limit=config.limit, offset=config.offset)
-        self.scorers = [
-            TaskScorer(task, base.tokenizer, batch_size=config.batch_size, max_length=max_length)
-            for task in sequence.tasks
-        ]
-        self.drift = (
-            DriftMeter(
-                base.model,
-                base.tokenizer,
-                pretraining.held_out,
-                max_length=max_length,
-                max_tokens=config.drift_tokens,
-                batch_size=config.batch_size,
-            )
-            if config.drift
-            else None
-        )
+    def __init__(self, family: Family, config: EvaluationConfig, pretraining: PretrainingText, max_length: int) -> None:
+        self.family, self.config, self.max_length = family, config, max_length
+        self.base, self.sequence = family.base, family.sequence
+        self.capabilities = family.capabilities(config, pretraining)
+        self.scorers = [family.scorer(task, config.batch_size, max_length) for task in self.sequence.tasks]
+        self.drift = family.drift(config, pretraining, max_length) if config.drift else None
         self._base_evaluation: Evaluation | None = None
 
     def base_row(self) -> Evaluation:
@@ -85,12 +58,12 @@ class Evaluator:
         """Roughly what a row takes: a batch of the first task's items, timed, for as many items as there are."""
         task = self.sequence.tasks[0]
         few = replace(task, test=task.test[: self.config.batch_size])
-        scorer = TaskScorer(few, self.base.tokenizer, batch_size=self.config.batch_size, max_length=self.max_length)
+        scorer = self.family.scorer(few, self.config.batch_size, self.max_length)
         scorer.score(self.base.model)  # the first call also loads and checks things, once per process
         begun = time.perf_counter()
         scorer.score(self.base.model)
         per_item = (time.perf_counter() - begun) / len(few.test)
-        items = sum(len(t.test) for t in self.sequence.tasks) + sum(c.n for c in self.suite.capabilities())
+        items = sum(len(t.test) for t in self.sequence.tasks) + sum(c.n for c in self.capabilities.capabilities())
         return per_item * items
 
     def evaluate(self, model: PreTrainedModel, mitigation: Mitigation | None, task: Task | None) -> Evaluation:
@@ -126,7 +99,7 @@ class Evaluator:
                     tasks[task.name] = scorer.after(mitigation.demonstrations(task)).score(model)
             else:
                 tasks[task.name] = scorer.score(model)
-        capabilities = self.suite.evaluate(model, self.base.tokenizer, batch_size=self.config.batch_size)
+        capabilities = self.capabilities.evaluate(model, self.base.tokenizer, batch_size=self.config.batch_size)
         model.train(was_training)
         items: RowItems = {
             "R": {name: score.items for name, score in tasks.items()},

@@ -11,10 +11,9 @@ from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from forgetting.errors import UsageError
-from forgetting.evaluation.encoding import encode_pairs, encode_texts, prefix_token_id
-from forgetting.evaluation.generation import PreparedGenerations
+from forgetting.evaluation.encoding import encode_texts, prefix_token_id
 from forgetting.evaluation.likelihood import PreparedLikelihoods
-from forgetting.evaluation.packing import TokenSequence
+from forgetting.evaluation.reader import CAUSAL, CausalReader, Generations, Likelihoods, Reader, truncate_pairs
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -33,16 +32,23 @@ class Prepared:
         tokenizer: The models'.
         batch_size: Sequences per forward pass.
         max_length: Tokens that a model reads at most; what is longer loses its beginning, as in HFLM.
+        reader: The family's way to read.
 
     Raises:
         UsageError: for a request that cannot be scored (an empty continuation, one longer than ``max_length``,
-            sampling instead of greedy decoding).
+            sampling instead of greedy decoding, a kind that the family cannot answer).
     """
 
     def __init__(
-        self, requests: Sequence[Instance], tokenizer: PreTrainedTokenizerBase, *, batch_size: int, max_length: int
+        self,
+        requests: Sequence[Instance],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        max_length: int,
+        reader: Reader = CAUSAL,
     ) -> None:
-        self.n = len(requests)
+        self.n, self._reader = len(requests), reader
         self._tokenizer, self._batch_size, self._max_length = tokenizer, batch_size, max_length
         kinds: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -69,20 +75,22 @@ class Prepared:
                 responses[index] = text
         return responses
 
-    def _prepare_likelihoods(
-        self, requests: Sequence[Instance], indices: list[int]
-    ) -> tuple[list[int], PreparedLikelihoods]:
-        pairs = encode_pairs(self._tokenizer, [requests[index].args[:2] for index in indices])
+    def _prepare_likelihoods(self, requests: Sequence[Instance], indices: list[int]) -> tuple[list[int], Likelihoods]:
+        pairs = [requests[index].args[:2] for index in indices]
         groups: list[Hashable] = []
         for index in indices:
             document = (requests[index].task_name, requests[index].doc_id)
             groups.append(document if document != (None, None) else requests[index].args[0])
-        return indices, self._likelihoods(pairs, groups)
+        return indices, self._reader.likelihoods(
+            pairs, groups, self._tokenizer, batch_size=self._batch_size, max_length=self._max_length
+        )
 
     def _prepare_rolling(
         self, requests: Sequence[Instance], indices: list[int]
     ) -> tuple[list[int], PreparedLikelihoods]:
         """Windows of every text; ``indices`` repeats a text's index for each."""
+        if indices and not isinstance(self._reader, CausalReader):
+            raise UsageError("evaluation.suite: a task asks for the probability of whole texts, which decoders have")
         prefix = prefix_token_id(self._tokenizer)
         if indices and prefix is None:
             raise UsageError("tokenizer: has neither a BOS nor an EOS token to stand before a text's first token")
@@ -92,23 +100,19 @@ class Prepared:
             for window in get_rolling_token_windows(ids, prefix, self._max_length, context_len=1):
                 owners.append(index)
                 windows.append(make_disjoint_window(window))
-        return owners, self._likelihoods(windows, range(len(windows)))
-
-    def _likelihoods(
-        self, pairs: Sequence[tuple[list[int], list[int]]], groups: Sequence[Hashable]
-    ) -> PreparedLikelihoods:
-        return PreparedLikelihoods(truncate_pairs(pairs, self._max_length), groups, self._batch_size)
+        sequences = truncate_pairs(windows, self._max_length)
+        return owners, PreparedLikelihoods(sequences, range(len(windows)), self._batch_size)
 
     def _prepare_generations(
         self, requests: Sequence[Instance], indices: list[int]
-    ) -> list[tuple[list[int], PreparedGenerations]]:
+    ) -> list[tuple[list[int], Generations]]:
         by_options: dict[_Options, list[int]] = {}
         for index in indices:
             by_options.setdefault(_Options.of(requests[index].args[1]), []).append(index)
         return [
             (
                 members,
-                PreparedGenerations(
+                self._reader.generations(
                     [requests[index].args[0] for index in members],
                     self._tokenizer,
                     batch_size=self._batch_size,
@@ -132,23 +136,6 @@ class _Options:
         if normal.get("do_sample") or float(normal.get("temperature") or 0) > 0:
             raise UsageError("generation_kwargs: the task samples (do_sample or temperature); only greedy decoding is")
         return cls(tuple(stop for stop in normal["until"] if stop), int(normal["max_gen_toks"]))
-
-
-def truncate_pairs(pairs: Sequence[tuple[list[int], list[int]]], max_length: int) -> list[TokenSequence]:
-    """Join contexts and continuations; what has more than ``max_length`` + 1 tokens loses its beginning.
-
-    The last token is only predicted, never read: hence the + 1 (as in HFLM).
-
-    Raises:
-        UsageError: if a continuation alone is longer than ``max_length``.
-    """
-    for _, continuation in pairs:
-        if len(continuation) > max_length:
-            raise UsageError(f"max_length {max_length}: a continuation has {len(continuation)} tokens; raise it")
-    return [
-        TokenSequence((context + continuation)[-(max_length + 1) :], len(continuation))
-        for context, continuation in pairs
-    ]
 
 
 class SharedContextLM(LM):

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forgetting.evaluation.encoding import encode_pairs
-from forgetting.evaluation.generation import PreparedGenerations
-from forgetting.evaluation.likelihood import PreparedLikelihoods
-from forgetting.evaluation.lm import truncate_pairs
+from forgetting.evaluation.reader import CAUSAL, Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +45,7 @@ class TaskScorer:
         tokenizer: The models'.
         batch_size: Sequences per forward pass.
         max_length: Tokens per sequence; longer prompts lose their beginning.
+        reader: The family's way to read.
 
     Attributes:
         weights: Each item's tokens over the mean item's (1 but for ``perplexity``).
@@ -56,9 +54,17 @@ class TaskScorer:
         UsageError: if an example cannot be encoded or does not fit into ``max_length``.
     """
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int, max_length: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        max_length: int,
+        reader: Reader = CAUSAL,
+    ) -> None:
         self.task = task
-        self._remake = partial(TaskScorer, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+        how: Any = {"tokenizer": tokenizer, "batch_size": batch_size, "max_length": max_length}
+        self._remake: Callable[[Task], TaskScorer] = partial(TaskScorer, **how, reader=reader)
         self._after: tuple[str, TaskScorer] | None = None
         self.weights = [1.0] * len(task.test)
         self._gold: list[int] = []
@@ -74,16 +80,10 @@ class TaskScorer:
             groups = list(range(len(pairs)))
         else:
             # Training moves white space at a prompt's end to the completion (encode_pair): go on from there.
-            self._generations = PreparedGenerations(
-                [example.prompt.rstrip() for example in task.test],
-                tokenizer,
-                batch_size=batch_size,
-                max_length=max_length,
-                max_new_tokens=task.max_new_tokens,
-            )
+            prompts = [example.prompt.rstrip() for example in task.test]
+            self._generations = reader.generations(prompts, **how, max_new_tokens=task.max_new_tokens)
             return
-        sequences = truncate_pairs(encode_pairs(tokenizer, pairs), max_length)
-        self._likelihoods = PreparedLikelihoods(sequences, groups, batch_size)
+        self._likelihoods = reader.likelihoods(pairs, groups, **how)
         if task.metric == "perplexity":
             counts = self._likelihoods.counts
             self.weights = (counts / counts.mean()).tolist()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from forgetting.evaluation.lm import Prepared
+    from forgetting.evaluation.reader import Reader
 
 __all__ = ["SUITES", "CapabilityScore", "Suite", "SuiteDefinition", "load_suite"]
 
@@ -42,7 +43,12 @@ class CapabilityScore:
 
 
 def load_suite(
-    names: Sequence[str], *, data_dir: Path | None = None, limit: int | None = None, offset: int = 0
+    names: Sequence[str],
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+    reader: Reader | None = None,
 ) -> Suite:
     """Load the union of suites; a capability that two names share is one column.
 
@@ -55,6 +61,7 @@ def load_suite(
             scored. Tasks that bring their own data do not need it.
         limit: Items per task, the first ones after ``offset``; all where not given.
         offset: Items per task that are passed over.
+        reader: The way to read of another family than decoders.
 
     Raises:
         UsageError: if a name means nothing (the nearest is named), data are missing (task, folder and split
@@ -64,7 +71,7 @@ def load_suite(
     columns: dict[str, TaskGroup] = {}
     for name in names:
         columns.update({column.name: column for column in catalogue.load(name) if column.name not in columns})
-    return Suite([_Capability(column, limit, offset) for column in columns.values()])
+    return Suite([_Capability(column, limit, offset) for column in columns.values()], reader)
 
 
 class Suite:
@@ -72,10 +79,11 @@ class Suite:
 
     Args:
         capabilities: The columns, in order.
+        reader: The way to read of another family than decoders.
     """
 
-    def __init__(self, capabilities: Sequence[_Capability]) -> None:
-        self._capabilities = list(capabilities)
+    def __init__(self, capabilities: Sequence[_Capability], reader: Reader | None = None) -> None:
+        self._capabilities, self._reader = list(capabilities), reader
         self._requests = [request for column in capabilities for request in column.requests]
         self._prepared: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], Prepared]] = (
             WeakKeyDictionary()
@@ -105,12 +113,14 @@ class Suite:
         from lm_eval.models.utils import resolve_max_length
 
         from forgetting.evaluation.lm import Prepared
+        from forgetting.evaluation.reader import CAUSAL
         from forgetting.models import prompt_length
 
         key = batch_size, resolve_max_length(model.config, tokenizer) - prompt_length(model)
         by_size = self._prepared.setdefault(tokenizer, {})
         if key not in by_size:
-            by_size[key] = Prepared(self._requests, tokenizer, batch_size=key[0], max_length=key[1])
+            reader = self._reader or CAUSAL
+            by_size[key] = Prepared(self._requests, tokenizer, batch_size=key[0], max_length=key[1], reader=reader)
         return by_size[key]
 
 

@@ -17,12 +17,16 @@ MAX_CLASSES = 1000
 
 
 def shifts_labels(model: nn.Module) -> bool | None:
-    """Whether a model's logits at a token predict the next one, by the name of its class; ``None`` if it does not tell.
+    """Whether a model's logits at a token predict the next one; ``None`` if it does not tell.
 
-    Wrappers (peft's, DistributedDataParallel) are looked through.
+    It tells by an attribute ``shifts_labels``, or by the name of its class. Wrappers (peft's, DistributedDataParallel)
+    are looked through.
     """
     unwrap = getattr(model, "get_base_model", None)
     inner = unwrap() if callable(unwrap) else getattr(model, "module", model)
+    declared = getattr(inner, "shifts_labels", None)
+    if isinstance(declared, bool):
+        return declared
     name = type(inner).__name__
     if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
         return False

@@ -31,9 +31,14 @@ SEQUENCES: dict[str, dict[str, domains.Domain]] = {
         "changed_facts": domains.changed_facts,
         "wrong_arithmetic": domains.wrong_arithmetic,
     },
+    "micro-labels": {
+        "routing": domains.routing,
+        "flipped_sentiment": domains.flipped_sentiment,
+        "new_agreement": domains.new_agreement,
+    },
 }
 """Sequence to task to domain: five new domains; two others, to tune on; three close to pretraining; three that
-contradict it."""
+contradict it; three of few labels, which a classifier can learn."""
 
 _ATTEMPTS = 20
 """Draws per example wanted before a domain is taken to be used up."""

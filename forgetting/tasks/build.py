@@ -10,6 +10,7 @@ from forgetting.config import TaskConfig
 from forgetting.errors import UsageError
 from forgetting.tasks.benchmarks import read_superni, read_trace
 from forgetting.tasks.hub import read_hub
+from forgetting.tasks.images import read_images
 from forgetting.tasks.task import Example, Task
 from forgetting.tasks.text import Notes, read_jsonl
 
@@ -18,12 +19,12 @@ TEST_SHARE = 0.2
 VALIDATION_SHARE = 0.1
 VALIDATION_LIMIT = 200
 
-READERS = {"jsonl": read_jsonl, "hub": read_hub, "superni": read_superni, "trace": read_trace}
+READERS = {"jsonl": read_jsonl, "hub": read_hub, "superni": read_superni, "trace": read_trace, "images": read_images}
 
 _OPTIONS = {
     "columns": ("jsonl", "hub"),
     "template": ("jsonl", "hub"),
-    "labels": ("jsonl", "hub"),
+    "labels": ("jsonl", "hub", "images"),
     "subset": ("hub",),
     "train_split": ("hub",),
 }

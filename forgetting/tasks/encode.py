@@ -4,7 +4,8 @@ A feature is a dictionary: ``input_ids`` and ``labels`` (lists of T token ids; -
 so at position 0, which nothing predicts), ``source`` (an index into ``mixing.SOURCES``) and ``truncated`` (0 or 1).
 A packed row has ``position_ids``, which begin again at 0 with each example, and ``segments``, the examples' lengths
 (they sum to T); its ``truncated`` counts. What a data set of a mitigation's own gives may have ``weights`` (T floats):
-the trainer hands them to the mitigation's ``loss``.
+the trainer hands them to the mitigation's ``loss``. Features of other families than decoders have further keys, for
+their models alone (``forgetting.families``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Feature = dict[str, Any]
 
 IGNORED = -100
+BOOKKEEPING = ("source", "truncated", "lengths", "weights")
+"""Keys of a batch that are about it, and no input of a model."""
 TASK = SOURCES.index("task")
 PRETRAINING = SOURCES.index("pretraining")
 
@@ -174,6 +177,9 @@ class Collator:
     autocast, which are the precisions trained in. With weights of another precision, cast it to theirs: torch's
     attention reads a float32 mask beside float64 queries wrongly, without an error.
 
+    Of other families, ``labels`` are (B, 1 + N), ``positions`` and ``decoder_input_ids`` are padded with 0, ``head``
+    is (B,), and ``pixel_values`` are stacked; an image counts as one token.
+
     Args:
         pad_token_id: Fills up; it is masked and carries no loss, so any token will do.
     """
@@ -184,11 +190,13 @@ class Collator:
     @classmethod
     def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """With the tokenizer's padding token, else its end-of-sequence token, else token 0."""
-        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        known = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
         return cls(next(token for token in known if token is not None))
 
     def __call__(self, features: list[Feature]) -> dict[str, torch.Tensor]:
         """Collate B features into a batch, see the class."""
+        if "pixel_values" in features[0]:
+            return self._images(features)
         segments = [feature.get("segments", [len(feature["input_ids"])]) for feature in features]
         batch = {
             "input_ids": self._padded(features, "input_ids", self.pad_token_id),
@@ -198,8 +206,7 @@ class Collator:
             "lengths": torch.tensor([length for row in segments for length in row]),
         }
         if any("weights" in feature for feature in features):
-            weights = [{"weights": f.get("weights", [1.0] * len(f["input_ids"]))} for f in features]
-            batch["weights"] = self._padded(weights, "weights", 0.0)
+            batch["weights"] = self._weights(features)
         width = batch["input_ids"].shape[1]
         if any("segments" in feature for feature in features):
             batch["attention_mask"] = _block_causal(segments, width)
@@ -208,7 +215,26 @@ class Collator:
         else:
             lengths = batch["lengths"][:, None]
             batch["attention_mask"] = (torch.arange(width)[None] < lengths).long()
+        for key in ("positions", "decoder_input_ids"):
+            if key in features[0]:
+                batch[key] = self._padded(features, key, 0)
+        if "head" in features[0]:
+            batch["head"] = torch.tensor([feature["head"] for feature in features])
         return batch
+
+    def _images(self, features: list[Feature]) -> dict[str, torch.Tensor]:
+        batch = {key: torch.tensor([feature[key] for feature in features]) for key in ("source", "truncated", "head")}
+        if any("weights" in feature for feature in features):
+            batch["weights"] = self._weights(features)
+        return batch | {
+            "pixel_values": torch.stack([feature["pixel_values"] for feature in features]),
+            "labels": self._padded(features, "labels", IGNORED),
+            "lengths": torch.ones(len(features), dtype=torch.long),
+        }
+
+    def _weights(self, features: list[Feature]) -> torch.Tensor:
+        weights = [{"weights": f.get("weights", [1.0] * len(f["labels"]))} for f in features]
+        return self._padded(weights, "weights", 0.0)
 
     @staticmethod
     def _padded(features: list[Feature], key: str, value: float) -> torch.Tensor:

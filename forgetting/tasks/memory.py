@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from forgetting.tasks.encode import IGNORED, Collator
+from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from forgetting.mitigations.base import RunContext
     from forgetting.tasks.task import Task
-
-KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 
 
 def predicts(feature: dict[str, Any]) -> bool:
@@ -103,9 +101,9 @@ class Memory:
         return drawn
 
     def batch(self, indices: list[int], device: torch.device) -> dict[str, torch.Tensor]:
-        """Return features as a batch of ``input_ids``, ``attention_mask`` and ``labels`` on a device."""
+        """Return features as a batch of the model's inputs and ``labels`` on a device."""
         collated = self._collate([self.features[index] for index in indices])
-        return {key: value.to(device) for key, value in collated.items() if key in KEYS}
+        return {key: value.to(device) for key, value in collated.items() if key not in BOOKKEEPING}
 
     def next_batch(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Draw the next minibatch, as a batch on a device."""

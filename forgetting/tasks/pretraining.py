@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from forgetting.config import PretrainingConfig
 from forgetting.errors import UsageError, did_you_mean
+from forgetting.models import EMBEDDED
 from forgetting.tasks.files import json_lines, kind, read_utf8
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ OWN = "pretraining"
 class PretrainingText:
     """Documents, whole; encoding cuts them to a number of tokens.
 
+    A document is a text; of a vision model, an ``Example`` with an image and its class.
+
     Attributes:
         train: For replay and Fisher.
         validation: For early stopping.
@@ -38,9 +41,9 @@ class PretrainingText:
         notes: Where the text came from and how much of it there is.
     """
 
-    train: list[str]
-    validation: list[str]
-    held_out: dict[str, list[str]]
+    train: list[Any]
+    validation: list[Any]
+    held_out: dict[str, list[Any]]
     notes: dict[str, int | str] = field(default_factory=dict)
 
 
@@ -61,7 +64,7 @@ def load_pretraining(
 
     Args:
         config: Source and sizes.
-        model_name: ``micro`` has its own text by default; any other model samples its own (``self``).
+        model_name: An embedded model has its own text by default; any other samples its own (``self``).
         model: Sampled from where the source is ``self``; left as it was found.
         tokenizer: The model's.
         cache_dir: Where samples are kept for the study's other runs; ``None`` keeps them nowhere.
@@ -69,7 +72,7 @@ def load_pretraining(
     Raises:
         UsageError: one line naming the field, the file or data set, and what would be valid.
     """
-    source = config.source or ("micro" if model_name == "micro" else "self")
+    source = config.source or ("micro" if model_name in EMBEDDED else "self")
     notes: dict[str, int | str] = {"source": source, "seed": config.seed}
     if source == "micro":
         train, validation, held_out = _micro(config)

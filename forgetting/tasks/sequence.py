@@ -106,14 +106,16 @@ def _select(config: SequenceConfig, order: list[str], aliases: dict[str, str]) -
 
 
 def _micro(config: SequenceConfig) -> Sequence:
-    """Build a sequence of the embedded world; ``split_seed`` is its seed."""
+    """Build a sequence of the embedded world, of text or images; ``split_seed`` is its seed."""
+    from forgetting.micro.digits import load_digits_sequence
     from forgetting.micro.sequences import load_micro_sequence
 
     if config.data_dir is not None:
         raise UsageError(f"sequence {config.name!r}: data_dir {config.data_dir!r} is given, but it is generated")
     sizes = {field: getattr(config, field) for field in ("train_size", "validation_size", "test_size")}
     given = {field: size for field, size in sizes.items() if size is not None}
-    sequence = load_micro_sequence(config.name, seed=config.split_seed, **given)
+    load = load_digits_sequence if config.name.startswith("digits-") else load_micro_sequence
+    sequence = load(config.name, seed=config.split_seed, **given)
     tasks = {task.name: task for task in sequence.tasks}
     names = _select(config, list(tasks), {_plain(name): name for name in tasks})
     return Sequence(config.name, tuple(tasks[name] for name in names))
@@ -196,8 +198,13 @@ def _registry() -> Registry[NamedSequence]:
         ("micro-tuning", "two other new domains, to tune on what is reported on micro-5"),
         ("micro-similar", "three domains close to what was pretrained"),
         ("micro-conflict", "three domains that contradict what was pretrained"),
+        ("micro-labels", "three domains of few labels, for encoders too,"),
     ):
         registry.add(name, NamedSequence(f"{what} of the embedded world, generated", _micro))
+    registry.add("digits-split", NamedSequence("three pairs of scikit-learn's digits, for vision models", _micro))
+    registry.add(
+        "digits-transformed", NamedSequence("the digits 0 to 3 rotated, inverted, permuted, for vision models", _micro)
+    )
     for family in FAMILIES:
         benchmark = _family(family)
         for name, order in benchmark["orders"].items():

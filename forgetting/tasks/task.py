@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from forgetting.errors import UsageError
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 Metric = Literal["accuracy", "exact_match", "token_f1", "rouge_l", "perplexity"]
 METRICS: tuple[str, ...] = get_args(Metric)
+
+
+class Image(str):
+    """An image where other examples have a prompt's text: as text, it is a digest of its pixels.
+
+    So images are equal where their pixels are, and whatever identifies an example by its text (duplicates between
+    splits, the digest of a run's data) holds for images too.
+
+    Attributes:
+        pixels: uint8, (H, W, channels).
+    """
+
+    __slots__ = ("pixels",)
+    pixels: NDArray
+
+    def __new__(cls, pixels: NDArray) -> Image:
+        """Make an image of pixels, (H, W) or (H, W, channels), uint8."""
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or pixels.dtype != "uint8":
+            raise ValueError(f"image: pixels are {pixels.dtype} of shape {pixels.shape}; give uint8, (H, W, channels)")
+        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        image = super().__new__(cls, f"image {digest[:32]}")
+        image.pixels = pixels
+        return image
+
+    def __getnewargs__(self) -> tuple[NDArray]:  # type: ignore[override]  # str's gives its text
+        return (self.pixels,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +50,7 @@ class Example:
     start of ``completion``, as in lm-eval's ``target_delimiter + target``.
 
     Attributes:
-        prompt: The context; its tokens never carry loss.
+        prompt: The context, a text or an ``Image``; its tokens never carry loss.
         completion: The target.
         choices: All answers that a multiple-choice item allows, the completion among them; ``None`` where the
             task is not one of choice.
