@@ -1,0 +1,135 @@
+"""What every family's model must keep to: the labels' convention, mixed batches, heads, checkpoints, the Fisher."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from forgetting.checkpoint import load_checkpoint, save_checkpoint
+from forgetting.distillation import frozen_copy, inputs, kl_divergence, predicted_logits, teach
+from forgetting.fisher import diagonal_fisher
+from forgetting.mitigations import build_mitigation
+from forgetting.trainer import mean_loss, padded_batches
+from tests.families.small import MODELS, documents, family
+
+NAMES = list(MODELS)
+
+
+def batches(name: str, *kinds: str) -> list[dict[str, torch.Tensor]]:
+    """All features of the kinds asked for in one batch: ``one`` and ``two`` (tasks), ``pretraining``."""
+    known = family(name)
+    features = []
+    for kind in kinds:
+        if kind == "pretraining":
+            features += known.encode_pretraining(documents(name), 16)
+        else:
+            task = next(task for task in known.sequence.tasks if task.name == kind)
+            features += known.encode(task, task.train[:4], 16)
+    return padded_batches(features, known.tokenizer, len(features))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kinds", [("one",), ("pretraining",), ("one", "two", "pretraining")])
+def test_the_loss_is_the_mean_over_what_is_predicted_at_the_column_before(name: str, kinds: tuple[str, ...]) -> None:
+    model = family(name).base.model
+    (batch,) = batches(name, *kinds)
+    found = model(**batch)
+    labels = batch["labels"]
+    assert bool((labels[:, 0] == -100).all())
+    logits = predicted_logits(found.logits, labels)
+    wanted = labels[:, 1:][labels[:, 1:] != -100]
+    assert found.logits.shape[:2] == labels.shape and len(logits) == len(wanted)
+    assert float(found.loss) == pytest.approx(float(functional.cross_entropy(logits, wanted)), rel=1e-6)
+    assert float(model(**batch, num_items_in_batch=7).loss) == pytest.approx(
+        float(found.loss) * len(wanted) / 7, rel=1e-6
+    )
+    assert mean_loss(model, [batch]) == pytest.approx(float(found.loss), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_is_predicted_alike_whatever_it_is_batched_with(name: str) -> None:
+    model = family(name).base.model
+    alone = [batches(name, kind)[0] for kind in ("one", "two", "pretraining")]
+    (together,) = batches(name, "one", "two", "pretraining")
+    losses = [(float(model(**batch).loss), int((batch["labels"] != -100).sum())) for batch in alone]
+    mean = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
+    assert float(model(**together).loss) == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "t5"])
+def test_only_the_head_of_a_row_predicts_and_learns(name: str) -> None:
+    known = family(name, "task")
+    model = known.base.model
+    (batch,) = batches_of(known, name)
+    found = model(**batch)
+    probabilities = predicted_logits(found.logits, batch["labels"]).softmax(-1)
+    assert bool(((probabilities > 0).sum(1) == 2).all())
+    found.loss.backward()
+    used, unused = (list(model.heads.heads[head].parameters()) for head in ("head0", "head1"))
+    assert all(p.grad is not None and bool(p.grad.any()) for p in used)
+    assert all(p.grad is None for p in unused)
+
+
+def batches_of(known: object, name: str) -> list[dict[str, torch.Tensor]]:
+    task = known.sequence.tasks[0]  # type: ignore[attr-defined]
+    return padded_batches(known.encode(task, task.train[:4], 16), known.tokenizer, 4)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kinds", [("one",), ("pretraining",), ("one", "two", "pretraining")])
+def test_fisher_agrees_with_one_example_at_a_time(name: str, kinds: tuple[str, ...]) -> None:
+    model = copy.deepcopy(family(name).base.model).double()
+    (batch,) = batches(name, *kinds)
+    ours = diagonal_fisher(model, [batch], estimator="empirical").values
+    reference = diagonal_fisher(model, [batch], estimator="empirical", backend="reference").values
+    assert ours.keys() == reference.keys()
+    for key, value in reference.items():
+        assert torch.allclose(ours[key].double(), value, rtol=1e-4, atol=1e-6 * max(1.0, float(value.max()))), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_distillation_works_on_every_family(name: str) -> None:
+    model = family(name).base.model
+    teacher = frozen_copy(model)
+    (batch,) = batches(name, "one", "pretraining")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05)
+    student = predicted_logits(model(**batch).logits, batch["labels"])
+    taught = teach(teacher, batch)
+    assert "labels" not in inputs(batch) and student.shape == taught.shape
+    for direction in ("forward", "reverse"):
+        divergence = kl_divergence(taught, student, direction=direction)  # type: ignore[arg-type]
+        assert bool(torch.isfinite(divergence)) and float(divergence) > 0
+    assert float(kl_divergence(taught, taught)) == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_restores_every_weight_and_statistic(name: str, tmp_path: Path) -> None:
+    model = family(name).base.model
+    with torch.no_grad():
+        for value in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
+            value.add_(0.01)
+    save_checkpoint(tmp_path, 1, model, build_mitigation("naive"))
+    fresh = family(name).base.model
+    load_checkpoint(tmp_path, 1, fresh, build_mitigation("naive"))
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in fresh.state_dict().items())
+
+
+def test_frozen_batch_norms_keep_their_statistics() -> None:
+    model = family("resnet").base.model
+    (batch,) = batches("resnet", "one")
+    model.base.requires_grad_(False)
+    before = {key: value.clone() for key, value in model.base.state_dict().items()}
+    model.train()
+    model(**batch)
+    assert all(torch.equal(value, before[key]) for key, value in model.base.state_dict().items())
+    model.base.requires_grad_(True)
+    model.train()
+    model(**batch)
+    assert any(not torch.equal(value, before[key]) for key, value in model.base.state_dict().items())
