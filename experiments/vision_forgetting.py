@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from forgetting.config import (
     EvaluationConfig,
@@ -227,7 +227,7 @@ def draw(store: ResultStore, output: Path) -> None:
         left.set_ylabel("accuracy (%)")
         band = f"mean and range of {seeds} seeds" if seeds > 1 else "one seed"
         canvas.suptitle(f"ResNet-20 learns and forgets ({band}; dotted: chance)")
-        legend_below(canvas, lines, [line.get_label() for line in lines])
+        legend_below(canvas, lines, [str(line.get_label()) for line in lines])
         save(canvas, output, "vision_forgetting", "ResNet-20 learns and forgets", band)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from forgetting.config import EvaluationConfig, PretrainingConfig, RunConfig, SequenceConfig, TrainingConfig
+from forgetting.families.decoder import Decoder
 from forgetting.micro.corpus import pretraining_documents
 from forgetting.mitigations import build_mitigation
 from forgetting.provenance import provenance
@@ -106,7 +107,7 @@ def main() -> None:
             pretraining=PretrainingConfig(documents=200, max_length=96),
         )
         setting = prepare(shared, ResultStore(folder))
-    setting = Setting(setting.base, Sequence("text", tasks()), setting.pretraining, setting.evaluator)
+    setting = Setting(Decoder(setting.base, Sequence("text", tasks())), setting.pretraining, setting.evaluator)
     contenders = {text: Contender(text, setting, options.steps) for text in METHODS}
     ratios: dict[str, list[float]] = {text: [] for text in METHODS}
     for number in range(options.rounds):

@@ -19,8 +19,7 @@ from torch.utils.data import Dataset
 
 from forgetting.avalanche.arrays import ArraySequence, ArraySplit, ArrayTask, Scenario
 from forgetting.errors import UsageError
-from forgetting.tasks.encode import Collator, ExampleDataset, encode_examples
-from forgetting.tasks.memory import KEYS
+from forgetting.tasks.encode import BOOKKEEPING, Collator, ExampleDataset, encode_examples
 from forgetting.tasks.task import Sequence
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class TextCollate:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate B features."""
-        return {key: value for key, value in self._collate(features).items() if key in KEYS}
+        return {key: value for key, value in self._collate(features).items() if key not in BOOKKEEPING}
 
 
 def text_dataset(features: Dataset, tokenizer: PreTrainedTokenizerBase, task: int) -> AvalancheDataset:
