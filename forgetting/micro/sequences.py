@@ -33,8 +33,8 @@ SEQUENCES: dict[str, dict[str, domains.Domain]] = {
     },
     "micro-labels": {
         "routing": domains.routing,
+        "new_facts": domains.new_facts,
         "flipped_sentiment": domains.flipped_sentiment,
-        "new_agreement": domains.new_agreement,
     },
 }
 """Sequence to task to domain: five new domains; two others, to tune on; three close to pretraining; three that
