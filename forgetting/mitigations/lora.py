@@ -120,7 +120,7 @@ class LoRA(Adapter[RankOptionsT]):
             use_rslora=options.rslora,
             use_dora=options.dora,
             init_lora_weights=True if options.init == "default" else options.init,
-            task_type="CAUSAL_LM",
+            task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
         )
 
     def wrap(self, model: PreTrainedModel, adapter: str = "default") -> PreTrainedModel:
