@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from forgetting.errors import UsageError
 from forgetting.families.wrapper import FamilyModel, Heads, ending, output
