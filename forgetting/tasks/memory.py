@@ -59,8 +59,8 @@ def remembered(
 
 
 def stored_tokens(features: list[dict[str, Any]]) -> int:
-    """Return how many token ids a learner keeps who keeps these features."""
-    return sum(len(feature["input_ids"]) for feature in features)
+    """Return how many token ids, or pixel values, a learner keeps who keeps these features."""
+    return sum(f["pixel_values"].numel() if "pixel_values" in f else len(f["input_ids"]) for f in features)
 
 
 class Memory:
