@@ -50,12 +50,12 @@ class FeatureExtraction(Mitigation[Options]):
             raise UsageError(f"mitigation 'feature_extraction': {type(model).__name__} has no output head")
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
-        """Untie the head, and freeze all else."""
+        """Untie the head (or take the tasks' own, where a model has them), and freeze all else."""
         from forgetting.models import untied_head
 
         super().setup(model, context)
         model.requires_grad_(False)
-        head = untied_head(model)
+        head = getattr(model, "heads", None) or untied_head(model)
         self._head = {id(p) for p in head.parameters()}
         self._pretrained = {name: p.detach().clone() for name, p in model.named_parameters() if id(p) in self._head}
         head.requires_grad_(True)

@@ -81,7 +81,7 @@ def test_the_whole_loop_runs(name: str, tmp_path: Path) -> None:
 def test_naive_fine_tuning_forgets_the_pretrained_digits_and_feature_extraction_does_not(tmp_path: Path) -> None:
     config = small_study(
         "micro-vision",
-        mitigations=["naive", "freeze:pattern=^base"],
+        mitigations=["naive", "feature_extraction"],
         sequence={"name": "digits-split", "tasks": ["4 or 5"], "test_size": 60},
         training={"steps": 40, "batch_size": 16},
         evaluation={"drift_tokens": 100},
