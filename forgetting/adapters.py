@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
 
     from forgetting.config import TrainingConfig
+    from forgetting.models import ModelFamily
     from forgetting.tasks.task import Task
 
 ALL_LINEAR = "all-linear"
@@ -130,6 +131,7 @@ class PromptAdapter(Adapter[PromptOptionsT]):
     """Puts trained virtual tokens before every input, from the start: the model begins elsewhere than at the base."""
 
     starts: ClassVar[Literal["base", "rounded", "elsewhere"]] = "elsewhere"
+    families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
 
     def check_training(self, model: PreTrainedModel, training: TrainingConfig) -> None:
         """The virtual tokens must find room."""

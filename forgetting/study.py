@@ -111,6 +111,9 @@ def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
     setting = prepare(runs[0], store)
     for text in config.mitigations:
         mitigation = build_mitigation(text)
+        if (family := setting.base.family) not in mitigation.families:
+            works = f"works on {', '.join(mitigation.families)}" if mitigation.families else "its parts share no family"
+            raise UsageError(f"mitigation {text!r}: {works}, and model {config.model!r} is of family {family}")
         mitigation.check_model(setting.base.model)
         mitigation.check_training(setting.base.model, config.training)
     tasks = setting.sequence.tasks

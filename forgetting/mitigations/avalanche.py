@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from forgetting.avalanche.driver import Driver
     from forgetting.config import TrainingConfig
+    from forgetting.models import ModelFamily
     from forgetting.tasks.task import Task
 
 USES = {
@@ -102,6 +103,7 @@ class Avalanche(Mitigation[AvalancheOptions]):
         "pass; rwalk: a step's passes more; gem, agem, replay: examples, and passes over them"
     )
     Options: ClassVar[type[Options]] = AvalancheOptions
+    families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"plugin": "naive"}
 
     def check(self, chain: Sequence[Mitigation]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
     from forgetting.config import TrainingConfig
+    from forgetting.models import ModelFamily
     from forgetting.tasks.pretraining import PretrainingText
     from forgetting.tasks.task import Task
 
@@ -79,6 +80,7 @@ class Mitigation(Generic[OptionsT]):
         task_oracle: Whether it is told which task is tested (``scoring``, ``demonstrations``), as no other method is.
         starts: Where ``setup`` leaves the model's function: at the base model's bit for bit, at it up to rounding (a
             weight in parts that are added up), or elsewhere (a prompt before every input). Row 0 is the base's always.
+        families: The families of models (``forgetting.families``) that it works on.
     """
 
     summary: ClassVar[str]
@@ -91,6 +93,7 @@ class Mitigation(Generic[OptionsT]):
     replaces_weights: ClassVar[bool] = False
     task_oracle: ClassVar[bool] = False
     starts: ClassVar[Literal["base", "rounded", "elsewhere"]] = "base"
+    families: ClassVar[tuple[ModelFamily, ...]] = ("decoder", "encoder", "encoder_decoder", "vision")
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -202,6 +205,7 @@ class Compose(Mitigation[Options]):
                 f"mitigations {replacing[0]!r} and {replacing[1]!r}: each gives the model other weights between two "
                 "tasks; leave one of them out"
             )
+        self.families = tuple(f for f in Mitigation.families if all(f in part.families for part in self.parts))  # type: ignore[misc]
         order = ("base", "rounded", "elsewhere")
         self.starts = max((part.starts for part in self.parts), key=order.index)  # type: ignore[misc]
         for part in self.parts:

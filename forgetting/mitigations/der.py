@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
     from transformers import PreTrainedModel
 
+    from forgetting.models import ModelFamily
     from forgetting.tasks.task import Task
 
 
@@ -51,6 +52,7 @@ class DER(Mitigation[DEROptionsT]):
     equation: ClassVar[str] = "L + α mean (z_θ(x) − z)², (x, z) ~ memory"
     cost: ClassVar[str] = "a forward and backward pass on a memory minibatch per step; V floats per kept position"
     Options: ClassVar[type[Options]] = DEROptions
+    families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"alpha": 0}
 
     def check(self, chain: Sequence[Mitigation]) -> None:

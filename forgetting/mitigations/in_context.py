@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, TrainingArguments
 
+    from forgetting.models import ModelFamily
     from forgetting.tasks.task import Example, Task
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class InContext(Mitigation[InContextOptions]):
     equation: ClassVar[str] = "p(y | x) = p_θ(y | x_1 y_1 … x_k y_k x), with θ as pretrained"
     cost: ClassVar[str] = "no training; every test item is longer by the examples"
     Options: ClassVar[type[Options]] = InContextOptions
+    families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     task_oracle: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
+    from forgetting.models import ModelFamily
+
 
 class OSFOptions(AdapterOptions):
     """Options of osf."""
@@ -44,6 +46,7 @@ class OSF(Adapter[OSFOptions]):
     equation: ClassVar[str] = "W = U_h S_h V_hᵀ + U_l S_l V_lᵀ, with U_l ⟂ U_h, V_l ⟂ V_h and S_l trained"
     cost: ClassVar[str] = "an SVD per weight and task; up to (1 − preserve) of 4 floats per weight, two of them trained"
     Options: ClassVar[type[AdapterOptions]] = OSFOptions
+    families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     starts: ClassVar[Literal["base", "rounded", "elsewhere"]] = "rounded"
 
     def lasts(self) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
     from transformers import PreTrainedModel
 
+    from forgetting.models import ModelFamily
     from forgetting.tasks.memory import Memory
     from forgetting.tasks.task import Task
 
@@ -59,6 +60,7 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
         "model; the sampled tokens and, with loss=kl, the base model's parameters"
     )
     Options: ClassVar[type[Options]] = SelfReplayOptions
+    families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
 
     def check(self, chain: Sequence[Mitigation]) -> None:

@@ -11,7 +11,7 @@ from forgetting.config import RunConfig, SequenceConfig, StudyConfig, parse_stud
 from forgetting.errors import UsageError
 from forgetting.models import embedded_path, load_model
 from forgetting.results import ResultStore, RunRecord
-from forgetting.study import run_study
+from forgetting.study import plan_study, run_study
 
 MODELS = {
     "micro-encoder": ("encoder", "micro-labels"),
@@ -47,6 +47,13 @@ def test_the_shipped_model_is_small_and_of_its_family(name: str) -> None:
     assert sum(file.stat().st_size for file in embedded_path(name).iterdir()) < 1.6e6
     card = (embedded_path(name) / "README.md").read_text(encoding="utf-8")
     assert "apache-2.0" in card and f"forgetting-{name}" in card and f"{loaded.model.num_parameters():,}" in card
+
+
+@pytest.mark.parametrize("text", ["self_replay", "in_context", "prompt_tuning", "osf", "derpp", "ewc+avalanche"])
+def test_methods_of_another_family_are_refused_before_anything_runs(text: str, tmp_path: Path) -> None:
+    config = small_study("micro-vision", mitigations=[text])
+    with pytest.raises(UsageError, match=r"works on decoder, and model 'micro-vision' is of family vision"):
+        plan_study(config, tmp_path / "small")
 
 
 @pytest.mark.parametrize("name", MODELS)
