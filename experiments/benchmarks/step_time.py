@@ -37,10 +37,73 @@ from forgetting.tasks.task import Example, Sequence, Task
 OUTPUT = Path(__file__).resolve().parents[2] / "results" / "benchmarks" / "step_time"
 EXAMPLES, WORDS = 128, 40
 
-FLOORS: dict[str, str] = {}
-"""Methods that cannot cost what naive fine-tuning does, and why."""
+METHODS: tuple[str, ...] = (
+    "naive",
+    "low_lr",
+    "few_steps:fraction=1",
+    "early_stopping:every=1000",
+    "feature_extraction",
+    "freeze:first=2,embeddings=true",
+    "gradual_unfreezing",
+    "llrd:decay=0.7",
+    "bitfit",
+    "lora",
+    "lora:dora=true",
+    "lora:init=pissa",
+    "o_lora",
+    "task_lora",
+    "ia3",
+    "osf",
+    "prompt_tuning",
+    "prefix_tuning",
+    "l2sp",
+    "ewc:examples=16",
+    "ewc:examples=16,mode=kfac",
+    "si",
+    "mas:examples=16",
+    "rwalk:examples=16",
+    "lwf",
+    "kl_to_base",
+    "kl_to_base:on=text",
+    "sam",
+    "flow",
+    "replay:fraction=0.25",
+    "self_replay:documents=32",
+    "der",
+    "derpp",
+    "gem:examples=64",
+    "agem:examples=64",
+    "ogd:directions=16",
+    "gpm:examples=16",
+    "wise_ft",
+    "ema",
+    "task_arithmetic",
+    "merge_previous",
+    "fisher_merge:examples=16",
+    "cumulative",
+    "single_task",
+)
+"""All that trains; ``joint`` trains on the first task alone, ``in_context`` never."""
 
-METHODS: tuple[str, ...] = ("naive",)
+FLOORS: dict[str, str] = {
+    "lwf": "a teacher's forward pass: 1.33",
+    "kl_to_base": "a teacher's forward pass: 1.33; on=text two models' passes on as much text: 2.33",
+    "sam": "a second forward and backward pass: 2",
+    "self_replay": "a pass of the model and a forward pass of the base on the sampled text",
+    "der": "a forward and backward pass on the memory's minibatch: 2",
+    "derpp": "the same on two minibatches: 3",
+    "gem": "a gradient per earlier state: 3 with two of them",
+    "agem": "a gradient on the memory's minibatch: 2",
+    "rwalk": "a running Fisher beside SI's path",
+    "prompt_tuning": "20 more positions per sequence",
+    "prefix_tuning": "20 more keys per layer",
+    "osf": "a projection of every gradient, inside peft",
+    "ogd": "two products with the stored directions",
+    "gpm": "a product with each layer's basis, twice",
+    "lora": "two thin products per layer, and no gradients of the weights",
+    "replay": "none; the replayed text is in the batches",
+}
+"""What a method cannot do without, as a multiple of the naive step where that is known."""
 
 
 def tasks() -> tuple[Task, ...]:
