@@ -88,6 +88,8 @@ class TaskArithmetic(Mitigation[TaskArithmeticOptions]):
     def _at(self, scale: float) -> Weights:
         import torch
 
+        if not self.total:  # before the first task
+            return {name: value.clone() for name, value in self.base.items()}
         values = torch._foreach_add(list(self.base.values()), [self.total[name] for name in self.base], alpha=scale)
         return dict(zip(self.base, values, strict=True))
 
