@@ -259,11 +259,19 @@ def fisher(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="mitigations, sequences, suites or models")]) -> None:
+def list_(
+    what: Annotated[str, typer.Argument(help="mitigations, sequences, suites or models")],
+    name: Annotated[str | None, typer.Argument(help="One mitigation: its equation, paper and options.")] = None,
+) -> None:
     """List what can be named in a study."""
-    from forgetting.display import print_list
+    from forgetting.display import print_list, print_mitigation
 
-    print_list(what)
+    if name is None:
+        print_list(what)
+    elif what == "mitigations":
+        print_mitigation(name)
+    else:
+        raise UsageError(f"list {what} {name!r}: only a mitigation has more to show; leave the name away")
 
 
 @micro.command()

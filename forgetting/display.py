@@ -21,6 +21,7 @@ from rich.table import Table
 from forgetting.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from forgetting.mitigations import Mitigation
     from forgetting.report import ReportPaths
     from forgetting.study import Plan
 
@@ -140,22 +141,56 @@ def print_list(what: str) -> None:
     if what == "mitigations":
         from forgetting.mitigations import get_mitigation, mitigation_names
 
-        for column in ("name", "what it does", "options (default)", "cost"):
+        table.add_column("name", overflow="fold", no_wrap=True)
+        for column in ("what it does", "cost"):
             table.add_column(column, overflow="fold")
         for name in mitigation_names():
             cls = get_mitigation(name)
-            options = [
-                f"{key} ({field.default}): {field.description}" for key, field in cls.Options.model_fields.items()
-            ]
-            marks = [text for is_so, text in ((cls.reference, REFERENCE), (cls.task_oracle, TASK_ORACLE)) if is_so]
-            costs = "\n".join([cls.cost, *marks])
-            table.add_row(name, f"{cls.summary}\n{cls.equation}\n{cls.paper}", "\n".join(options), costs)
+            table.add_row(name, cls.summary, _cost(cls))
     else:
         table.add_column("name", overflow="fold", no_wrap=True)
         table.add_column("what it is", overflow="fold")
         for name, description in _described(what).items():
             table.add_row(name, description)
     console.print(table)
+    if what == "mitigations":
+        console.print("equation, paper and options of one: forgetting list mitigations NAME", highlight=False)
+
+
+def print_mitigation(name: str) -> None:
+    """Print one mitigation's equation, paper, cost and options.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    from forgetting.mitigations import get_mitigation
+
+    cls = get_mitigation(name)
+    for line in (
+        f"{name}: {cls.summary}",
+        cls.equation,
+        cls.paper,
+        f"cost: {_cost(cls)}",
+        f"works on: {', '.join(cls.families)}",
+    ):
+        console.print(line, markup=False, highlight=False)
+    table = Table()
+    for column in ("option", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for key, field in cls.Options.model_fields.items():
+        default = (
+            "|".join(f"{value:g}" for value in field.default)
+            if isinstance(field.default, tuple)
+            else str(field.default)
+        )
+        table.add_row(key, default, field.description)
+    if cls.Options.model_fields:
+        console.print(table)
+
+
+def _cost(cls: type[Mitigation]) -> str:
+    marks = [text for is_so, text in ((cls.reference, REFERENCE), (cls.task_oracle, TASK_ORACLE)) if is_so]
+    return "\n".join([cls.cost, *marks])
 
 
 def _described(what: str) -> dict[str, str]:

@@ -84,6 +84,17 @@ def test_own_jsonl_from_flags_to_report(tmp_path: Path) -> None:
     assert rebuilt.returncode == 0 and (folder / "summary.csv").exists()
 
 
+def test_a_mitigation_shows_all_its_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["forgetting", "list", "mitigations", "wise_ft"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "Wortsman" in shown and "alpha" in shown and "curve" in shown
+
+
 @pytest.mark.parametrize("what", ["mitigations", "sequences", "suites", "models"])
 def test_lists(what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["forgetting", "list", what])
@@ -155,6 +166,8 @@ BAD_YAML = {
         (["resume", "empty"], "has no study.yaml"),
         (["report", "empty"], "has no study.yaml"),
         (["list", "mitigation"], "did you mean 'mitigations'?"),
+        (["list", "mitigations", "ewcc"], "did you mean 'ewc'?"),
+        (["list", "suites", "blimp"], "leave the name away"),
         (["micro", "pretrain", "--size", "7B"], "7B"),
         (["demo", "--workers", "0"], "workers"),
         (["frobnicate"], "frobnicate"),
