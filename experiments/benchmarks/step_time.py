@@ -51,7 +51,6 @@ METHODS: tuple[str, ...] = (
     "lora:dora=true",
     "lora:init=pissa",
     "o_lora",
-    "task_lora",
     "ia3",
     "osf",
     "prompt_tuning",
@@ -83,7 +82,7 @@ METHODS: tuple[str, ...] = (
     "cumulative",
     "single_task",
 )
-"""All that trains; ``joint`` trains on the first task alone, ``in_context`` never."""
+"""All that trains; ``joint`` trains on the first task alone, ``in_context`` never, ``task_lora`` steps as ``lora``."""
 
 FLOORS: dict[str, str] = {
     "lwf": "a teacher's forward pass: 1.33",
