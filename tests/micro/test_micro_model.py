@@ -1,5 +1,9 @@
 """The shipped model, its probes under lm-eval, and pretraining itself."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -144,3 +148,13 @@ def test_pretrain_writes_a_loadable_folder_and_is_deterministic(tmp_path):
 def test_wrong_arguments_are_named(arguments, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         pretrain(tmp_path, **arguments)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs a CUDA device: python experiments/benchmarks/micro_pretrain.py --device cuda",
+)
+def test_made_again_on_a_gpu_it_is_within_two_points():
+    script = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks" / "micro_pretrain.py"
+    done = subprocess.run([sys.executable, str(script), "--device", "cuda"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
