@@ -1,11 +1,11 @@
-"""Does `forgetting micro pretrain` make the embedded model again, within two points on every probe?
+r"""Does `forgetting micro pretrain` make the embedded model again, within two points on every probe?
 
 Commands; a GPU needs a few minutes, two CPU cores about 20. The last computes with AVX2 instructions alone, so that
 every sum is rounded otherwise than on the machine that made the shipped model::
 
     python experiments/benchmarks/micro_pretrain.py --device cuda
     python experiments/benchmarks/micro_pretrain.py --device cpu
-    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \\
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
         python experiments/benchmarks/micro_pretrain.py --device cpu --name avx2
 
 With ``--made FOLDER`` nothing is trained: a model that ``forgetting micro pretrain --output FOLDER`` made is compared.
