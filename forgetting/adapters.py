@@ -209,6 +209,11 @@ def check_base_first(name: str, part: Mitigation, chain: Sequence[Mitigation]) -
             )
 
 
+def task_type(model: PreTrainedModel) -> str | None:
+    """Return peft's name for what the model does: a plain wrapper is all that a model without generation needs."""
+    return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
+
+
 def target_names(target: str) -> list[str] | str:
     """Return the option ``target`` as peft takes it."""
     return ALL_LINEAR if target == ALL_LINEAR else target.split("|")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from forgetting.errors import UsageError
 from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
 
 if TYPE_CHECKING:
@@ -19,6 +20,15 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     teacher = copy.deepcopy(model)
     teacher.requires_grad_(False)
     return teacher.eval()
+
+
+def refuse_new_heads(method: str, model: PreTrainedModel) -> None:
+    """Raise UsageError where a batch is seen through its task's own head: new, it predicts what it began with."""
+    if len(getattr(getattr(model, "heads", None), "sizes", ())) > 1:
+        raise UsageError(
+            f"mitigation {method!r}: compares predictions on a task's inputs, and a task's head is new with it; "
+            "give sequence.scenario domain or class"
+        )
 
 
 def predicted_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

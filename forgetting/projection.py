@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from forgetting.weights import statistics_kept
+
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel
@@ -27,9 +29,11 @@ def gradient_on(
 ) -> tuple[Tensor, ...]:
     """Return the gradient of the model's own loss on a batch, 0 where a parameter has no part in it.
 
-    No ``.grad`` is touched, and the model's mode is left as it is.
+    No ``.grad`` is touched, and the model's mode and running statistics are left as they are.
     """
-    return torch.autograd.grad(model(**batch).loss, parameters, allow_unused=True, materialize_grads=True)
+    with statistics_kept(model):
+        loss = model(**batch).loss
+    return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
 
 
 def inner_products(vectors: Sequence[Sequence[Tensor]]) -> Tensor:

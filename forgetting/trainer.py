@@ -20,6 +20,7 @@ from forgetting.errors import RunFailed
 from forgetting.mitigations.base import Mitigation
 from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
 from forgetting.tasks.mixing import SOURCES
+from forgetting.weights import kept, present, statistics_kept
 
 if TYPE_CHECKING:
     from torch import nn
@@ -182,9 +183,10 @@ class ContinualTrainer(Trainer):
         """Compute the step's gradients anew, at the present weights, with the dropout of the first time."""
         self._trained.zero_grad(set_to_none=True)
         now = _random_state()
-        for inputs, num_items_in_batch, then in self._step_batches:
-            _set_random_state(then)
-            super().training_step(self._trained, inputs, num_items_in_batch)
+        with statistics_kept(self._trained):
+            for inputs, num_items_in_batch, then in self._step_batches:
+                _set_random_state(then)
+                super().training_step(self._trained, inputs, num_items_in_batch)
         _set_random_state(now)
 
     def compute_loss(
@@ -200,9 +202,9 @@ class ContinualTrainer(Trainer):
         share = 1.0
         if self.args.gradient_accumulation_steps > 1 and num_items_in_batch is not None:
             share = int((inputs["labels"][:, 1:] != IGNORED).sum()) / int(num_items_in_batch)
-        if share in (0.0, 1.0):  # exactly: dividing and multiplying would round
+        if share == 1.0:  # exactly: dividing and multiplying would round
             loss = self.mitigation.loss(self._trained, inputs, outputs, loss)
-        else:
+        elif share > 0:
             loss = self.mitigation.loss(self._trained, inputs, outputs, loss / share) * share
         if not torch.isfinite(loss):
             raise RunFailed(
@@ -273,7 +275,7 @@ class StopOnLoss(TrainerCallback):
         self.kept: dict[str, torch.Tensor] = {}
 
     def _keep(self, model: nn.Module) -> None:
-        self.kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self.kept = kept(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -305,6 +307,5 @@ class StopOnLoss(TrainerCallback):
     ) -> None:
         """Restore what was kept."""
         with torch.no_grad():
-            for name, parameter in kwargs["model"].named_parameters():
-                if name in self.kept:
-                    parameter.copy_(self.kept[name])
+            for name, value in present(kwargs["model"], self.kept).items():
+                value.copy_(self.kept[name])

@@ -14,18 +14,36 @@ if TYPE_CHECKING:
     from forgetting.mitigations import Mitigation
 
 Weights = dict[str, "Tensor"]
-"""Values by parameter name, a tied parameter once."""
+"""Values by name: of parameters, a tied one once, and of batch norms' running statistics, which training moves too."""
+
+
+def _statistics(model: nn.Module) -> Weights:
+    ends = (".running_mean", ".running_var")
+    return {name: buffer for name, buffer in model.named_buffers() if name.endswith(ends)}
 
 
 def kept(model: nn.Module) -> Weights:
-    """Return copies of the weights that are trained."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    """Return copies of what training moves: the weights that are trained, and running statistics."""
+    trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return trained | {name: buffer.clone() for name, buffer in _statistics(model).items()}
 
 
 def present(model: nn.Module, names: Mapping[str, Tensor]) -> Weights:
-    """Return the model's present weights of these names, in their order: not copies."""
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].data for name in names}
+    """Return the model's present values of these names, in their order: not copies."""
+    values = {name: p.data for name, p in model.named_parameters()} | _statistics(model)
+    return {name: values[name] for name in names}
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever passes through the model within, its batch norms' running statistics are as before afterwards."""
+    statistics = _statistics(model)
+    before = {name: buffer.clone() for name, buffer in statistics.items()}
+    try:
+        yield
+    finally:
+        for name, buffer in statistics.items():
+            buffer.copy_(before[name])
 
 
 def between(start: Weights, end: Weights, weight: float) -> Weights:
@@ -39,9 +57,9 @@ def between(start: Weights, end: Weights, weight: float) -> Weights:
 
 def exchange(model: nn.Module, weights: Weights) -> None:
     """Give the model these weights, and the dictionary those that the model had: nothing is copied or rounded."""
-    for name, parameter in model.named_parameters():
+    for name, tensor in (*model.named_parameters(), *_statistics(model).items()):
         if name in weights:
-            weights[name], parameter.data = parameter.data, weights[name]
+            weights[name], tensor.data = tensor.data, weights[name]
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from forgetting.errors import UsageError
 from forgetting.mitigations.wise_ft import WiSEFTOptions
-from forgetting.weights import between, check_known, exchange, kept, present, swapped
+from forgetting.weights import between, check_known, exchange, kept, present, statistics_kept, swapped
+from tests.families.small import loaded
 from tests.models_for_tests import tiny_llama
 
 
@@ -76,3 +77,21 @@ def test_points_of_a_curve_are_read_from_text() -> None:
     for text in ("0.1|", "0.1,0.2", "2", "-0.1"):
         with pytest.raises(ValidationError):
             read(text)
+
+
+def test_running_statistics_are_weights_too() -> None:
+    """A model with batch norms is another function when they moved: interpolation and views must take them along."""
+    model = loaded("resnet").model
+    images = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    start, expected = kept(model), model(images).logits
+    with statistics_kept(model):
+        model.train()(images)
+    model.eval()
+    assert torch.equal(model(images).logits, expected)
+    model.train()(images)
+    model.eval()
+    moved = model(images).logits
+    assert not torch.allclose(moved, expected)
+    with swapped(model, lambda: between(start, kept(model), 0.0)):
+        assert torch.equal(model(images).logits, expected)
+    assert torch.equal(model(images).logits, moved)

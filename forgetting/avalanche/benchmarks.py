@@ -34,7 +34,8 @@ class TextCollate:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Collate B features."""
-        return {key: value for key, value in self._collate(features).items() if key not in BOOKKEEPING}
+        unused = set(BOOKKEEPING) - {"weights"}  # those are for a mitigation's loss
+        return {key: value for key, value in self._collate(features).items() if key not in unused}
 
 
 def text_dataset(features: Dataset, tokenizer: PreTrainedTokenizerBase, task: int) -> AvalancheDataset:

@@ -11,6 +11,7 @@ from forgetting.avalanche.benchmarks import text_dataset
 from forgetting.config import TrainingConfig
 from forgetting.errors import UsageError
 from forgetting.mitigations import Compose, Mitigation, RunContext, build_mitigation
+from forgetting.mitigations.joint import Joint
 from forgetting.tasks.encode import ExampleDataset, encode_examples, encode_texts, pack
 from forgetting.tasks.pretraining import PretrainingText
 from forgetting.tasks.task import Sequence, Task
@@ -130,6 +131,8 @@ class MitigationPlugin:
         if mitigation.task_oracle:
             raise _refusal(mitigation, "is told which task is tested, which Avalanche's evaluation does not tell")
         for part in parts:
+            if isinstance(part, Joint):
+                raise _refusal(part, "trains all tasks at once; take Avalanche's JointTraining")
             changes = [
                 hook for hook in ("loss", "train_dataset") if getattr(type(part), hook) is not getattr(Mitigation, hook)
             ]
@@ -177,7 +180,7 @@ class MitigationPlugin:
         """Set the learning rates."""
         if self.mitigation.callbacks(strategy.model, self._task(strategy)):
             raise _refusal(self.mitigation, "needs callbacks of transformers' Trainer, which is another loop")
-        factor = self._factor()
+        factor = self._scale = self._factor()
         rates = self.mitigation.learning_rates(strategy.model)
         names = {id(parameter): name for name, parameter in strategy.model.named_parameters()}
         optimizer = strategy.optimizer
@@ -231,7 +234,9 @@ class MitigationPlugin:
 
     def after_update(self, strategy: Any, **_: Any) -> None:
         """Change the weights."""
-        self.mitigation.after_step(strategy.model, strategy.optimizer.param_groups[0]["lr"])
+        group = strategy.optimizer.param_groups[0]
+        base = group["lr"] / group.get("multiple", 1.0)
+        self.mitigation.after_step(strategy.model, base * self._scale)  # the mitigation's own rate, of no parameter's
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
         """Consolidate."""

@@ -44,7 +44,7 @@ class TextTemplate(SupervisedTemplate):
 
     def forward(self) -> Any:
         """The model's output, with ``loss`` and ``logits``."""
-        return self.model(**self.mbatch)
+        return self.model(**{key: value for key, value in self.mbatch.items() if key != "weights"})
 
     def criterion(self) -> Tensor:
         """The model's own loss, nats per predicted token."""

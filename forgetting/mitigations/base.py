@@ -229,8 +229,8 @@ class Compose(Mitigation[Options]):
         return model
 
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
-        """See Mitigation."""
-        for part in self.parts:
+        """See Mitigation; what replaces weights does so first: others note where the training begins."""
+        for part in sorted(self.parts, key=lambda part: part.reference or not part.replaces_weights):
             model = part.before_task(model, task)
         return model
 
@@ -277,8 +277,8 @@ class Compose(Mitigation[Options]):
             part.after_step(model, learning_rate)
 
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
-        """See Mitigation."""
-        for part in self.parts:
+        """See Mitigation; what replaces weights does so last: others consolidate what the training reached."""
+        for part in sorted(self.parts, key=lambda part: part.replaces_weights):
             model = part.after_task(model, task)
         return model
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+    from forgetting.models import ModelFamily
     from forgetting.tasks.task import Task
 
 
@@ -56,6 +57,10 @@ class GPM(Mitigation[GPMOptions]):
         "I k floats per linear layer, k ≤ I; 4 products with the basis per step, 2 with project=gradient"
     )
     Options: ClassVar[type[Options]] = GPMOptions
+    families: ClassVar[tuple[ModelFamily, ...]] = (
+        "decoder",
+        "encoder_decoder",
+    )  # the others have heads and convolutions
     null: ClassVar[dict[str, Any] | None] = {"threshold": 0}
 
     def check(self, chain: Sequence[Mitigation]) -> None:

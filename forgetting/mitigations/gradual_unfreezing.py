@@ -32,7 +32,9 @@ class GradualUnfreezing(Mitigation[GradualUnfreezingOptions]):
 
     Group 0 is the last block, the final norm and the head; each block before is a group, the embeddings (and a head
     that is tied to them) are the last. What is still frozen has no gradient: the optimizer neither moves nor decays
-    it, and it does not count where gradients are clipped.
+    it, and it does not count where gradients are clipped. The paper unfreezes a layer per epoch and lowers the rate
+    from layer to layer by 2.6; here the time is a share of the steps and the later groups have one rate
+    (``gradual_unfreezing:lr_factor=1+llrd:decay=0.385`` has the paper's).
     """
 
     summary: ClassVar[str] = "train the last block first, and unfreeze a block more every so many steps"

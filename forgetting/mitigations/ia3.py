@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from forgetting.adapters import Adapter, AdapterOptions, targeted
+from forgetting.adapters import Adapter, AdapterOptions, targeted, task_type
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class IA3(Adapter[IA3Options]):
 
         options = self.options
         if options.target is None:
-            return IA3Config(task_type="CAUSAL_LM")
+            return IA3Config(task_type=task_type(model))
         feedforward = options.feedforward.split("|") if options.feedforward else []
         return IA3Config(
-            target_modules=options.target.split("|"), feedforward_modules=feedforward, task_type="CAUSAL_LM"
+            target_modules=options.target.split("|"), feedforward_modules=feedforward, task_type=task_type(model)
         )

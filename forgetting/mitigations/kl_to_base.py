@@ -51,6 +51,13 @@ class KLToBase(Mitigation[KLToBaseOptions]):
     Options: ClassVar[type[Options]] = KLToBaseOptions
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """One head must predict on all tasks."""
+        from forgetting.distillation import refuse_new_heads
+
+        if self.options.strength > 0 and self.options.on == "task":
+            refuse_new_heads("kl_to_base", model)
+
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Keep the pretrained model, and encode the text."""
         from forgetting.distillation import frozen_copy
@@ -67,8 +74,7 @@ class KLToBase(Mitigation[KLToBaseOptions]):
         from forgetting.tasks.memory import Memory
 
         if self.options.strength > 0 and self.options.on == "text":
-            seed, batch_size = self.context.seed * 1000 + len(seen), self.context.training.batch_size
-            self._memory = Memory(self._text, self.context.tokenizer, batch_size=batch_size, seed=seed)
+            self._memory = Memory.for_task(self._text, self.context, batch_size=None, position=len(seen))
         return dataset
 
     def loss(
@@ -80,13 +86,19 @@ class KLToBase(Mitigation[KLToBaseOptions]):
         if self.options.strength == 0:
             return loss
         if self.options.on == "text":
-            batch = self._memory.batch(self._memory.draw(), loss.device)
-            learned = predict(model, batch)
+            batch = self._memory.next_batch(loss.device)
+            with self._memory.own_randomness(loss.device):
+                learned = predict(model, batch)
         else:
             learned = predicted_logits(outputs.logits, batch["labels"])
         taught = teach(self._teacher, batch)
         return loss + self.options.strength * kl_divergence(taught, learned, direction=self.options.direction)
 
     def stored_floats(self) -> int:
-        """The pretrained model."""
-        return sum(p.numel() for p in self._teacher.parameters()) if self.options.strength > 0 else 0
+        """The pretrained model, and the text's tokens."""
+        if self.options.strength == 0:
+            return 0
+        from forgetting.tasks.memory import stored_tokens
+
+        text = stored_tokens(self._text) if self.options.on == "text" else 0
+        return sum(p.numel() for p in self._teacher.parameters()) + text

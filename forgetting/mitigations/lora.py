@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from forgetting.adapters import ALL_LINEAR, ESTIMATORS, Adapter, AdapterOptions, target_names, targeted
+from forgetting.adapters import ALL_LINEAR, ESTIMATORS, Adapter, AdapterOptions, target_names, targeted, task_type
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class LoRA(Adapter[RankOptionsT]):
             use_rslora=options.rslora,
             use_dora=options.dora,
             init_lora_weights=True if options.init == "default" else options.init,
-            task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
+            task_type=task_type(model),
         )
 
     def wrap(self, model: PreTrainedModel, adapter: str = "default") -> PreTrainedModel:

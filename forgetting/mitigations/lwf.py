@@ -38,6 +38,13 @@ class LwF(Mitigation[LwFOptions]):
     Options: ClassVar[type[Options]] = LwFOptions
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
 
+    def check_model(self, model: PreTrainedModel) -> None:
+        """One head must predict on all tasks."""
+        from forgetting.distillation import refuse_new_heads
+
+        if self.options.strength > 0:
+            refuse_new_heads("lwf", model)
+
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Keep the model as it is."""
         from forgetting.distillation import frozen_copy

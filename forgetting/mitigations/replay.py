@@ -62,9 +62,11 @@ class Replay(Mitigation[ReplayOptions]):
     def __init__(self, options: ReplayOptions) -> None:
         super().__init__(options)
         self._stretch = 1 / (1 - options.fraction)  # what is expected, until a task's data are mixed
+        self._stored = 0
 
     def train_dataset(self, dataset: Dataset, task: Task, seen: Sequence[Task]) -> Dataset:
         """Mix; with nothing to replay yet (``earlier``, first task) the task's data stay as they are."""
+        from forgetting.tasks.memory import stored_tokens
         from forgetting.tasks.mixing import mix
 
         self._stretch = 1.0
@@ -82,6 +84,7 @@ class Replay(Mitigation[ReplayOptions]):
             seed=self.context.seed * 1000 + len(seen),
             padded=self.options.equal_steps,
         )
+        self._stored = sum(map(stored_tokens, sources))
         self._stretch = len(mixed) / len(dataset)  # type: ignore[arg-type]  # map-style
         return mixed
 
@@ -103,3 +106,7 @@ class Replay(Mitigation[ReplayOptions]):
         if args.max_steps > 0:
             args.max_steps = math.ceil(args.max_steps * self._stretch)
         return args
+
+    def stored_floats(self) -> int:
+        """The tokens of what is replayed."""
+        return self._stored

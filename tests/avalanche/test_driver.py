@@ -76,7 +76,6 @@ def test_weights_are_those_of_avalanches_own_loop(name: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_is_reproducible_acts_and_resumes(name: str, tmp_path: Path) -> None:
     text = _text(name)
-    state = torch.get_rng_state()
     whole, mitigation = run(text, tmp_path)
     again, _ = run(text, tmp_path)
     assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
@@ -94,7 +93,6 @@ def test_is_reproducible_acts_and_resumes(name: str, tmp_path: Path) -> None:
     assert kept.keys() == expected.keys() and all(torch.equal(v, expected[k]) for k, v in kept.items())
     assert fresh.stored_floats() == mitigation.stored_floats()
     assert (fresh.stored_floats() > 0) == (name not in ("gem", "agem", "replay"))
-    assert len(state) == len(torch.get_rng_state())
 
 
 @pytest.mark.parametrize("name", PLUGINS)

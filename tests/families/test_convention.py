@@ -133,3 +133,17 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
     model.train()
     model(**batch)
     assert any(not torch.equal(value, before[key]) for key, value in model.base.state_dict().items())
+
+
+@pytest.mark.parametrize("text", ["lwf", "kl_to_base"])
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_that_compare_predictions_refuse_heads_that_are_new_with_a_task(name: str, text: str) -> None:
+    from forgetting.errors import UsageError
+
+    model, mitigation = family(name).base.model, build_mitigation(text)
+    heads = len(getattr(getattr(model, "heads", None), "sizes", ()))
+    if heads > 1:
+        with pytest.raises(UsageError, match="a task's head is new with it; give sequence.scenario"):
+            mitigation.check_model(model)
+    else:
+        mitigation.check_model(model)

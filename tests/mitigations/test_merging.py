@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,3 +204,29 @@ def test_what_is_trained_must_be_known_before_the_first_task(tmp_path: Path) -> 
     model.extra = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(UsageError, match="mitigation 'wise_ft': extra is trained, and came after"):
         mitigation.before_task(model, TASKS[0])
+
+
+@pytest.mark.parametrize(
+    "other", ["wise_ft:alpha=0.3,curve=none", "task_arithmetic:curve=none", "merge_previous:weight=0.3"]
+)
+def test_a_path_begins_where_the_training_does_and_ends_where_it_ends(other: str, tmp_path: Path) -> None:
+    """Whatever weights are scored between two tasks, and in either order where both are allowed."""
+    from forgetting.mitigations import Compose
+
+    mitigation = build_mitigation(f"si+{other}")
+    assert isinstance(mitigation, Compose)
+    si: Any = mitigation.parts[0]
+    model = mitigation.setup(tiny_llama(), context())
+    model, _ = train_one(model, mitigation, 0, tmp_path)
+    model = mitigation.before_task(model, TASKS[1])
+    assert all(torch.equal(si._start[name], p) for name, p in model.named_parameters())
+    seen: list[dict[str, torch.Tensor]] = []
+    real = type(si).after_task
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(si), "after_task", lambda self, m, t: (seen.append(weights(m)), real(self, m, t))[1])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01)
+        reached = weights(model)
+        mitigation.after_task(model, TASKS[1])
+    assert all(torch.equal(seen[0][name], value) for name, value in reached.items())
