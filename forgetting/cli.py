@@ -236,7 +236,7 @@ def fisher(
         bool, typer.Option("--trust-remote-code", help="Let code that came with the model run. Dangerous.")
     ] = False,
 ) -> None:
-    """Compute the diagonal Fisher information of a model's parameters on data."""
+    """Compute the diagonal Fisher information of a causal language model's parameters on data."""
     from forgetting.importance import fisher_file, print_summary
 
     found = fisher_file(
@@ -294,6 +294,10 @@ def pretrain(
     pretrain_model(output, seed=seed, device=device, model_size=size, **options)  # type: ignore[arg-type]  # checked there
 
 
+INTERRUPTED = 130
+"""The exit code that typer gives a KeyboardInterrupt."""
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
     # Libraries' deprecations are for developers; worker processes read the variable.
@@ -307,6 +311,7 @@ def main() -> None:
     except ForgettingError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; finished tasks are stored, continue with: forgetting resume FOLDER", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("interrupted; finished tasks are stored, continue with: forgetting resume FOLDER", file=sys.stderr)
+        raise

@@ -19,6 +19,7 @@ from forgetting.errors import UsageError, did_you_mean
 Metric = Literal["accuracy", "exact_match", "token_f1", "rouge_l", "perplexity"]
 
 
+DEFAULT_SEQUENCE = "micro-5"
 MAX_SEED = 4_000_000
 """A run gives each task the seed 1000 · seed + position, which must fit 32 bits."""
 
@@ -198,6 +199,8 @@ class PretrainingConfig(Strict):
 
 
 def _sequence(value: Any) -> Any:
+    if isinstance(value, dict) and "tasks" not in value:
+        return {"name": DEFAULT_SEQUENCE, **value}  # a key of the sequence may be set without naming it
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -235,7 +238,7 @@ class StudyConfig(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: str = "micro"
-    sequence: Annotated[SequenceConfig, BeforeValidator(_sequence)] = SequenceConfig(name="micro-5")
+    sequence: Annotated[SequenceConfig, BeforeValidator(_sequence)] = SequenceConfig(name=DEFAULT_SEQUENCE)
     mitigations: Annotated[
         tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
     ] = Field(default=("naive",), min_length=1)

@@ -176,6 +176,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from None
 
 
+def _first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any]:
+    """Return where two configurations first differ, as a dotted key, and what each has there."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        key = next(key for key in new if old[key] != new[key])
+        return _first_difference(old[key], new[key], f"{path}.{key}" if path else key)
+    return path, old, new
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 class ResultStore:
     """The folder of one study.
 
@@ -206,11 +219,10 @@ class ResultStore:
             return
         existing = self.config()
         if existing != config:
-            old, new = existing.model_dump(mode="json"), config.model_dump(mode="json")
-            changed = next(key for key in new if new[key] != old[key])
+            changed, old, new = _first_difference(existing.model_dump(mode="json"), config.model_dump(mode="json"))
             raise UsageError(
-                f"output {str(self.folder)!r}: holds another study ({changed}: {old[changed]!r} there, "
-                f"{new[changed]!r} here); give another --output or name"
+                f"output {str(self.folder)!r}: holds another study ({changed}: {_short(old)} there, {_short(new)} "
+                "here); a study is not changed once it was begun, give another --output or name"
             )
 
     @classmethod

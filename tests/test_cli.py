@@ -84,6 +84,17 @@ def test_own_jsonl_from_flags_to_report(tmp_path: Path) -> None:
     assert rebuilt.returncode == 0 and (folder / "summary.csv").exists()
 
 
+def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(what: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("forgetting.display.print_list", interrupted)
+    monkeypatch.setattr(sys, "argv", ["forgetting", "list", "models"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130 and "continue with: forgetting resume" in capsys.readouterr().err
+
+
 def test_a_mitigation_shows_all_its_options(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +178,7 @@ BAD_YAML = {
         (["report", "empty"], "has no study.yaml"),
         (["list", "mitigation"], "did you mean 'mitigations'?"),
         (["list", "mitigations", "ewcc"], "did you mean 'ewc'?"),
+        (["run", "--model", "micro", "--set", "sequence.tst_size=2"], "did you mean 'test_size'?"),
         (["list", "suites", "blimp"], "leave the name away"),
         (["micro", "pretrain", "--size", "7B"], "7B"),
         (["demo", "--workers", "0"], "workers"),

@@ -59,7 +59,10 @@ class DiagonalFisher:
         partial = path.with_name(path.name + ".tmp")
         values = {name: value.detach().cpu().contiguous() for name, value in self.values.items()}
         try:
+            partial.touch()  # with the mode of any new file: safetensors would keep it to its owner
+            mode = partial.stat().st_mode
             save_file(values, partial, metadata={"about": json.dumps(about)})
+            partial.chmod(mode)
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
