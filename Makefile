@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/forgetting demo
 
 test: $(VENV)/.installed lint
-	HF_HUB_OFFLINE=1 $(RUN) -m pytest -n 2
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -81,7 +81,7 @@ def launch(
         workers: Processes, each with an equal part of the cores; never more than there are runs.
         progress: Called in this process.
         wandb_project: Log there too.
-        hours: No run is begun after so many; what has begun is finished.
+        hours: No run is begun after so many (but one per pool that was handed over already); what has begun is finished.
 
     Raises:
         UsageError: if a worker was killed (out of memory, say); what it was doing can be resumed.
@@ -97,6 +97,8 @@ def launch(
             if time.monotonic() >= deadline:
                 return
             run_sequence(run, store, progress=report, tracker=Tracker(wandb_project, str(store.folder)))
+        return
+    if time.monotonic() >= deadline:
         return
     context = multiprocessing.get_context("spawn")  # a forked torch with threads can deadlock
     events: Queue[tuple[str, float, str]] = context.Queue()

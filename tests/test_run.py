@@ -109,8 +109,7 @@ def test_a_finished_study_runs_nothing_again(finished: tuple[ResultStore, list[R
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_run_is_begun_after_the_hours_given(tmp_path: Path, workers: int) -> None:
     config = small_study(mitigations=["naive", "low_lr:factor=0.5", "low_lr:factor=0.1"])
-    begun = run_study(config, tmp_path / "s", workers=workers, hours=0)
-    assert len(begun) <= (0 if workers == 1 else workers)  # a pool may have begun a run before it looks at the clock
+    assert run_study(config, tmp_path / "s", workers=workers, hours=0) == []
     with pytest.raises(UsageError, match="hours = -1"):
         run_study(config, tmp_path / "s", hours=-1)
 
