@@ -81,7 +81,7 @@ def launch(
         workers: Processes, each with an equal part of the cores; never more than there are runs.
         progress: Called in this process.
         wandb_project: Log there too.
-        hours: No run is begun after so many (but one per pool that was handed over already); what has begun is finished.
+        hours: No run is begun after so many, but for one that a pool was already given; what has begun is finished.
 
     Raises:
         UsageError: if a worker was killed (out of memory, say); what it was doing can be resumed.
