@@ -6,8 +6,10 @@ Commands (they go on where they were stopped; the second draws the figures and t
     python experiments/leaderboard.py --draw
 
 Protocol. Every method gets the settings of its row in GROUPS, four each, on a tuning sequence of two other tasks
-(micro-tuning), with another seed and other items of each probe than are reported; the setting with the greatest mean of
-learning accuracy and retention is run on micro-5, with 5 seeds for HEADLINE and 3 for the rest. Naive fine-tuning's row
+(micro-tuning), with another seed and other items of each probe than are reported. Chosen is the setting that retains the
+most among those whose learning accuracy is within MARGIN of the best naive one; where none is, the one that learns the
+most (a mean of the two would reward not learning: what learns nothing retains everything). It is run on micro-5, with 5
+seeds for HEADLINE and 3 for the rest. Naive fine-tuning's row
 is a sweep of its own learning rate: it is the baseline to beat. The other methods keep the base rate where their row
 does not say otherwise. Each has 80 steps per task of its own examples; a method that mixes others in (replay) takes
 more, a reference as many as its tasks: the table has the steps. What acts through the number of tasks (sums of
@@ -116,6 +118,7 @@ the base rate of all others. A group is a study of its own: methods can be added
 METHODS = {method: settings for group in GROUPS.values() for method, settings in group.items()}
 
 TUNING_SEED = 100
+MARGIN = 0.1
 
 HEADLINE = (
     "naive",
@@ -168,16 +171,28 @@ def run(config: StudyConfig, folder: Path, workers: int, until: float) -> pd.Dat
     return summarise(ResultStore(folder))
 
 
-def choose(frame: pd.DataFrame, methods: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """The setting of each method with the greatest mean of learning accuracy and retention, once all have run."""
+def choose(frame: pd.DataFrame, methods: dict[str, tuple[str, ...]], target: float) -> dict[str, str]:
+    """The setting of each method that retains the most of those that learn up to ``target``, once all have run."""
     scores = frame[(frame["view"] == "") & (frame["status"] == "finished")].set_index("mitigation")
-    value = ((scores["LA"] + scores["retention"]) / 2).to_dict()
+    worth = {
+        setting: (1.0, row["retention"]) if row["LA"] >= target else (0.0, row["LA"])
+        for setting, row in scores.iterrows()
+    }
     done = set(frame.loc[frame["status"].isin(["finished", "failed"]), "mitigation"])
     return {
-        method: max(settings, key=lambda setting: value.get(setting, -1.0))
+        method: max(settings, key=lambda setting: worth.get(setting, (-1.0, 0.0)))
         for method, settings in methods.items()
         if done.issuperset(settings)
     }
+
+
+def target() -> float:
+    """The learning accuracy that a setting must reach to be chosen for what it retains."""
+    folder = OUTPUT / "tuning" / "baseline"
+    if not folder.exists():
+        raise SystemExit("tune the group baseline first: the others are chosen at its learning accuracy")
+    frame = summarise(ResultStore(folder))
+    return float(frame.loc[frame["status"] == "finished", "LA"].max()) - MARGIN
 
 
 def tune(group: str, workers: int, until: float) -> dict[str, str]:
@@ -187,7 +202,7 @@ def tune(group: str, workers: int, until: float) -> dict[str, str]:
     if methods:
         settings = tuple(setting for row in methods.values() for setting in row)
         config = protocol("micro-tuning", settings, (TUNING_SEED,), f"tuning-{group}", offset=100)
-        chosen |= choose(run(config, OUTPUT / "tuning" / group, workers, until), methods)
+        chosen |= choose(run(config, OUTPUT / "tuning" / group, workers, until), methods, target())
     return chosen
 
 
