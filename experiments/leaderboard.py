@@ -6,8 +6,8 @@ Commands (they go on where they were stopped; the second draws the figures and t
     python experiments/leaderboard.py --draw
 
 Protocol. Every method gets the settings of its row in GROUPS, four each, on a tuning sequence of two other tasks
-(micro-tuning), with another seed and other items of each probe than are reported. Chosen is the setting that retains the
-most among those whose learning accuracy is within MARGIN of the best naive one; where none is, the one that learns the
+(micro-tuning), with another seed and other items of each probe than are reported. Chosen is the setting that retains
+most among those whose learning accuracy is within MARGIN of the best naive one; where none is, the one that learns
 most (a mean of the two would reward not learning: what learns nothing retains everything). It is run on micro-5, with 5
 seeds for HEADLINE and 3 for the rest. Naive fine-tuning's row
 is a sweep of its own learning rate: it is the baseline to beat. The other methods keep the base rate where their row
