@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ def kept(model: nn.Module) -> Weights:
     return trained | {name: buffer.clone() for name, buffer in _statistics(model).items()}
 
 
-def present(model: nn.Module, names: Mapping[str, Tensor]) -> Weights:
+def present(model: nn.Module, names: Iterable[str]) -> Weights:
     """Return the model's present values of these names, in their order: not copies."""
     values = {name: p.data for name, p in model.named_parameters()} | _statistics(model)
     return {name: values[name] for name in names}

@@ -9,7 +9,17 @@ from pydantic import Field
 
 from forgetting.errors import UsageError
 from forgetting.mitigations.base import Mitigation, Options, RunContext
-from forgetting.weights import check_known, exchange, kept, present, refuse_adapters, size, under_prefix, with_prefix
+from forgetting.weights import (
+    between,
+    check_known,
+    exchange,
+    kept,
+    present,
+    refuse_adapters,
+    size,
+    under_prefix,
+    with_prefix,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -110,13 +120,15 @@ class FisherMerge(Mitigation[FisherMergeOptions]):
         generator = torch.Generator().manual_seed(self.context.seed * 1000 + self._taken)
         order = torch.randperm(len(features), generator=generator).tolist()  # a file may be sorted by label
         fisher = self._fisher(model, [features[i] for i in order[: self.options.examples]])
-        before, after = ([part[name] for name in self._previous] for part in (self.information, fisher))
-        tuned = list(present(model, self._previous).values())
+        merged = between(self._previous, present(model, self._previous), w)  # running statistics have no Fisher
+        names = [name for name in self._previous if name in fisher]
+        before, after = ([part[name] for name in names] for part in (self.information, fisher))
+        tuned = list(present(model, names).values())
         weighted = torch._foreach_mul(after, w)
         shares = torch._foreach_div(weighted, torch._foreach_add(torch._foreach_mul(before, 1 - w), weighted))
         shares = tuple(share.to(weight.dtype) for share, weight in zip(shares, tuned, strict=True))
-        merged = torch._foreach_lerp(list(self._previous.values()), tuned, shares)
-        exchange(model, dict(zip(self._previous, merged, strict=True)))
+        by_fisher = torch._foreach_lerp([self._previous[name] for name in names], tuned, shares)
+        exchange(model, merged | dict(zip(names, by_fisher, strict=True)))
         torch._foreach_add_(before, after)
         self._previous = {}
         return model

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
 from forgetting.checkpoint import load_checkpoint, save_checkpoint
+from forgetting.config import TrainingConfig
 from forgetting.distillation import frozen_copy, inputs, kl_divergence, predicted_logits, teach
 from forgetting.fisher import diagonal_fisher
 from forgetting.mitigations import build_mitigation
@@ -147,3 +150,26 @@ def test_methods_that_compare_predictions_refuse_heads_that_are_new_with_a_task(
             mitigation.check_model(model)
     else:
         mitigation.check_model(model)
+
+
+@pytest.mark.parametrize("text", ["fisher_merge:weight=0.5,examples=4", "merge_previous:weight=0.5"])
+def test_merging_takes_running_statistics_along(text: str) -> None:
+    known = family("resnet")
+    given: Any = SimpleNamespace(
+        seed=0,
+        tokenizer=known.tokenizer,
+        training=TrainingConfig(batch_size=4),
+        pretraining=SimpleNamespace(train=documents("resnet")),
+        encode_text=lambda texts: known.encode_pretraining(texts, 16),
+        encode_task=lambda task: known.encode(task, task.train, 16),
+    )
+    task, mitigation = known.sequence.tasks[0], build_mitigation(text)
+    model = mitigation.before_task(mitigation.setup(known.base.model, given), task)
+    statistics = [b for name, b in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+    before = [buffer.clone() for buffer in statistics]
+    model.train()(**batches("resnet", "one")[0])
+    tuned = [buffer.clone() for buffer in statistics]
+    model = mitigation.after_task(model.eval(), task)
+    for buffer, old, new in zip(statistics, before, tuned, strict=True):
+        assert not torch.equal(old, new)
+        torch.testing.assert_close(buffer, (old + new) / 2)
