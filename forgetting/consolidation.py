@@ -49,6 +49,17 @@ class Penalty(Protocol):
 PenaltyT = TypeVar("PenaltyT", bound=PenaltyOptions)
 
 
+def check_rules(method: str, model: PreTrainedModel) -> None:
+    """Raise UsageError unless every trained parameter has a rule for its Fisher information."""
+    from forgetting.fisher.capture import Capture, select_parameters
+
+    try:
+        with Capture(model, select_parameters(model, None), lambda name, uses: None):
+            pass
+    except ValueError as error:
+        raise UsageError(f"mitigation {method!r}: {error}") from None
+
+
 class QuadraticMitigation(Mitigation[PenaltyT]):
     """Applies a penalty that the subclass makes in ``setup`` and fills.
 
@@ -78,16 +89,6 @@ class QuadraticMitigation(Mitigation[PenaltyT]):
         """Estimators of the Fisher information that it takes of what trains."""
         return ()
 
-    def _check_rules(self, model: PreTrainedModel) -> None:
-        """Every trained parameter must have a rule for its Fisher information."""
-        from forgetting.fisher.capture import Capture, select_parameters
-
-        try:
-            with Capture(model, select_parameters(model, None), lambda name, uses: None):
-                pass
-        except ValueError as error:
-            raise UsageError(f"mitigation {self.name!r}: {error}") from None
-
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """See Mitigation."""
         self._strength = self.options.strength
@@ -95,13 +96,6 @@ class QuadraticMitigation(Mitigation[PenaltyT]):
 
     def _pretraining_features(self, count: int) -> Features:
         return self.context.encode_text(self.context.pretraining.train[:count])
-
-    def _chosen(self, features: Features, count: int, seed: int) -> Features:
-        """``count`` of a task's features, drawn: a file may be sorted by label."""
-        import torch
-
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).tolist()
-        return [features[i] for i in order[:count]]
 
     @property
     def changes_gradients(self) -> bool:

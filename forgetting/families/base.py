@@ -74,6 +74,8 @@ class Family(ABC):
     scenario: ClassVar[Scenario | None] = None
     """The default; ``None`` leaves each item its own choices."""
     reads: ClassVar[str] = "text"
+    cannot_sample: ClassVar[str] = ""
+    """Why such a model cannot write its own pretraining text, where it cannot; ``{}`` is its name."""
 
     def __init__(self, loaded: LoadedModel, sequence: TaskSequence, scenario: Scenario | None = None) -> None:
         from forgetting.errors import UsageError
@@ -99,7 +101,20 @@ class Family(ABC):
         """Return the model as it is trained."""
 
     def pretraining(self, config: PretrainingConfig, cache_dir: Path | None) -> PretrainingText:
-        """Load what the base model was pretrained on, or the like."""
+        """Load what the base model was pretrained on, or the like.
+
+        Raises:
+            UsageError: if the model is to sample it and cannot.
+        """
+        from forgetting.errors import UsageError
+        from forgetting.models import EMBEDDED
+
+        samples = config.source == "self" or (config.source is None and self.base.name not in EMBEDDED)
+        if samples and self.cannot_sample:
+            raise UsageError(
+                f"pretraining.source: 'self' samples text{self.cannot_sample.format(repr(self.base.name))}; "
+                "give a text or JSONL file, or a hub data set"
+            )
         return load_pretraining(config, self.base.name, self.base.model, self.tokenizer, cache_dir)
 
     @abstractmethod

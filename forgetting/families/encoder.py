@@ -16,7 +16,7 @@ from forgetting.tasks.scenario import Scenario
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from forgetting.config import EvaluationConfig, PretrainingConfig
+    from forgetting.config import EvaluationConfig
     from forgetting.evaluation.feature_drift import FeatureDrift
     from forgetting.evaluation.suite import Suite
     from forgetting.families.scoring import HeadScorer
@@ -36,6 +36,7 @@ class Encoder(Family):
     """
 
     scenario: ClassVar[Scenario | None] = "task"
+    cannot_sample: ClassVar[str] = ", and model {} is an encoder, which writes none"
 
     def prepared(self, loaded: LoadedModel) -> LoadedModel:
         """With heads."""
@@ -44,17 +45,6 @@ class Encoder(Family):
         self.labels = Labels(self.sequence, self.scenario_used)
         model = EncoderModel(loaded.model, self.labels.sizes).to(loaded.model.device)  # type: ignore[arg-type]
         return replace(loaded, model=model.eval())
-
-    def pretraining(self, config: PretrainingConfig, cache_dir: Any) -> PretrainingText:
-        """Text from the generator or a file: an encoder writes none."""
-        from forgetting.models import EMBEDDED
-
-        if config.source == "self" or (config.source is None and self.base.name not in EMBEDDED):
-            raise UsageError(
-                f"pretraining.source: 'self' samples text, and model {self.base.name!r} is an encoder, which writes "
-                "none; give a text or JSONL file, or a hub data set"
-            )
-        return super().pretraining(config, cache_dir)
 
     def encode(self, task: Task, examples: Sequence[Example], max_length: int) -> list[Feature]:
         """Prompts and classes; what is too long loses its end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from forgetting.errors import UsageError
 from forgetting.families.base import Family
@@ -14,7 +14,7 @@ from forgetting.tasks.encode import IGNORED, PRETRAINING, TASK, Feature
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from forgetting.config import EvaluationConfig, PretrainingConfig
+    from forgetting.config import EvaluationConfig
     from forgetting.evaluation.feature_drift import FeatureDrift
     from forgetting.evaluation.scores import TaskScorer
     from forgetting.evaluation.suite import Suite
@@ -29,22 +29,13 @@ class EncoderDecoder(Family):
     Of text without prompts, the encoder reads a beginning and the decoder predicts the rest.
     """
 
+    cannot_sample: ClassVar[str] = " from nothing, and model {} needs something to read"
+
     def prepared(self, loaded: LoadedModel) -> LoadedModel:
         """Behind the package's convention."""
         from forgetting.families.encoder_decoder_model import EncoderDecoderModel
 
         return replace(loaded, model=EncoderDecoderModel(loaded.model).eval())
-
-    def pretraining(self, config: PretrainingConfig, cache_dir: Any) -> PretrainingText:
-        """Text from the generator or a file: the model continues text, and does not begin any."""
-        from forgetting.models import EMBEDDED
-
-        if config.source == "self" or (config.source is None and self.base.name not in EMBEDDED):
-            raise UsageError(
-                f"pretraining.source: 'self' samples text from nothing, and model {self.base.name!r} needs something "
-                "to read; give a text or JSONL file, or a hub data set"
-            )
-        return super().pretraining(config, cache_dir)
 
     def encode(self, task: Task, examples: Sequence[Example], max_length: int) -> list[Feature]:
         """Prompts and completions; a prompt that is too long loses its beginning, a completion its end."""

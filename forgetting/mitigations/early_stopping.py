@@ -71,8 +71,7 @@ class EarlyStopping(Mitigation[EarlyStoppingOptions]):
 
     def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
         """One callback that looks, stops and restores."""
-        import torch
-
+        from forgetting.tasks.memory import drawn
         from forgetting.trainer import StopOnLoss
 
         options = self.options
@@ -81,9 +80,8 @@ class EarlyStopping(Mitigation[EarlyStoppingOptions]):
             return [StopOnLoss(self._pretraining_batches(), every=options.every, limit=limit)]
         if options.patience == 0:
             return []
-        features = self.context.encode_validation(task)
-        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.context.seed)).tolist()
-        batches = self._batches([features[i] for i in order[: options.examples]])  # a file may be sorted by label
+        features = drawn(self.context.encode_validation(task), options.examples, self.context.seed)
+        batches = self._batches(features)
         return [StopOnLoss(batches, every=options.every, patience=options.patience)]
 
     def _pretraining_batches(self) -> list[dict[str, torch.Tensor]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from forgetting.consolidation import PenaltyOptions, QuadraticMitigation
+from forgetting.consolidation import PenaltyOptions, QuadraticMitigation, check_rules
 from forgetting.mitigations.base import Options, RunContext
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class EWC(QuadraticMitigation[EWCOptions]):
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""
         if self.options.strength > 0 and self.options.estimator != "batched":
-            self._check_rules(model)
+            check_rules(self.name, model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Consolidate the pretrained state, on pretraining text."""
@@ -137,9 +137,11 @@ class EWC(QuadraticMitigation[EWCOptions]):
 
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Consolidate the task."""
+        from forgetting.tasks.memory import drawn
+
         if self.options.strength > 0 and self.options.tasks:
             seed = self.context.seed * 1000 + self._consolidated
-            self._consolidate(model, self._chosen(self.context.encode_task(task), self.options.examples, seed))
+            self._consolidate(model, drawn(self.context.encode_task(task), self.options.examples, seed))
         return model
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from forgetting.errors import UsageError
 from forgetting.mitigations.base import Mitigation, Options, RunContext
 from forgetting.weights import (
     between,
@@ -67,14 +66,10 @@ class FisherMerge(Mitigation[FisherMergeOptions]):
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""
-        from forgetting.fisher.capture import Capture, select_parameters
+        from forgetting.consolidation import check_rules
 
         if self.options.weight < 1:
-            try:
-                with Capture(model, select_parameters(model, None), lambda name, uses: None):
-                    pass
-            except ValueError as error:
-                raise UsageError(f"mitigation 'fisher_merge': {error}") from None
+            check_rules("fisher_merge", model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Take the Fisher information of the pretrained state, on pretraining text."""
@@ -113,13 +108,13 @@ class FisherMerge(Mitigation[FisherMergeOptions]):
         """Merge, and add the task's information."""
         import torch
 
+        from forgetting.tasks.memory import drawn
+
         if not self._previous:
             return model
         w = self.options.weight
-        features = self.context.encode_task(task)
-        generator = torch.Generator().manual_seed(self.context.seed * 1000 + self._taken)
-        order = torch.randperm(len(features), generator=generator).tolist()  # a file may be sorted by label
-        fisher = self._fisher(model, [features[i] for i in order[: self.options.examples]])
+        seed = self.context.seed * 1000 + self._taken
+        fisher = self._fisher(model, drawn(self.context.encode_task(task), self.options.examples, seed))
         merged = between(self._previous, present(model, self._previous), w)  # running statistics have no Fisher
         names = [name for name in self._previous if name in fisher]
         before, after = ([part[name] for name in names] for part in (self.information, fisher))

@@ -63,9 +63,11 @@ class MAS(QuadraticMitigation[MASOptions]):
 
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Protect the task."""
+        from forgetting.tasks.memory import drawn
+
         if self.options.strength > 0 and self.options.tasks:
             seed = self.context.seed * 1000 + self.context.tasks.index(task) + 1
-            self._protect(model, self._chosen(self.context.encode_task(task), self.options.examples, seed))
+            self._protect(model, drawn(self.context.encode_task(task), self.options.examples, seed))
         return model
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from forgetting.consolidation import LossPath, PenaltyOptions, QuadraticMitigation
+from forgetting.consolidation import LossPath, PenaltyOptions, QuadraticMitigation, check_rules
 from forgetting.mitigations.base import Options, RunContext
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class RWalk(QuadraticMitigation[RWalkOptions]):
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""
         if self.options.strength > 0:
-            self._check_rules(model)
+            check_rules(self.name, model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Protect the pretrained state."""
@@ -167,11 +167,13 @@ class RWalk(QuadraticMitigation[RWalkOptions]):
 
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Average both terms with those before, and protect the task."""
+        from forgetting.tasks.memory import drawn
+
         if self.options.strength > 0:
             position, count = self.context.tasks.index(task) + 1, self.options.examples
             seed = self.context.seed * 1000 + position
             self._walk.end(dict(model.named_parameters()), self.options.window)
-            features = self._chosen(self.context.encode_task(task), count, seed)
+            features = drawn(self.context.encode_task(task), count, seed)
             self._fisher = averaged(self._fisher, self._exact(model, features, seed))
             self._scores = averaged(self._scores, self._walk.scores)
             del self._walk

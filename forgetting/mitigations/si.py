@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from forgetting.consolidation import LossPath, PenaltyOptions, QuadraticMitigation
+from forgetting.consolidation import LossPath, PenaltyOptions, QuadraticMitigation, check_rules
 from forgetting.mitigations.base import Options, RunContext
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class SI(QuadraticMitigation[SIOptions]):
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule, where a Fisher information is asked for."""
         if self.options.strength > 0 and self.options.pretrained == "fisher":
-            self._check_rules(model)
+            check_rules(self.name, model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Protect the pretrained state, where that is asked for."""

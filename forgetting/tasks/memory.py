@@ -22,6 +22,12 @@ def predicts(feature: dict[str, Any]) -> bool:
     return any(label != IGNORED for label in feature["labels"])
 
 
+def drawn(features: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """Return at most ``count`` features in a random order of the seed's: a file may be sorted by label."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [features[i] for i in order[:count]]
+
+
 def some_of_task(context: RunContext, task: Task, position: int, count: int) -> list[dict[str, Any]]:
     """Return at most ``count`` of a task's training features; the same ones whenever the run asks again.
 
@@ -32,9 +38,7 @@ def some_of_task(context: RunContext, task: Task, position: int, count: int) -> 
         count: Most features.
     """
     features = [feature for feature in context.encode_task(task) if predicts(feature)]
-    generator = torch.Generator().manual_seed(context.seed * 1000 + position)
-    order = torch.randperm(len(features), generator=generator).tolist()  # a file may be sorted by label
-    return [features[i] for i in order[:count]]
+    return drawn(features, count, context.seed * 1000 + position)
 
 
 def some_text(context: RunContext, count: int) -> list[dict[str, Any]]:
