@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forgetting.cli_studies import studies
 from forgetting.errors import ForgettingError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 micro = typer.Typer(help="The embedded world: its generator and its pretrained model.", no_args_is_help=True)
 app.add_typer(micro, name="micro")
+app.add_typer(studies, name="study")
 
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the cores are divided among them.")]
 Hours = Annotated[float | None, typer.Option(min=0, help="Begin no run after so many hours; resume later.")]

@@ -1,0 +1,324 @@
+"""Named studies: a published claim as a testable sentence, the runs that test it, and the verdict that follows.
+
+A study is one script in ``experiments/``, readable in one sitting. It defines ``STUDY``, and the same call runs it from
+its own command line and from ``forgetting study run NAME``. Of a study at a scale is kept, in
+``results/<name>/<scale>/``: a folder per grid (see ``results.py``), ``verdicts.json``, ``summary.csv`` and figures;
+all but the runs are made again from the runs alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from forgetting.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from forgetting.analysis.stats import Interval
+    from forgetting.config import StudyConfig
+    from forgetting.results import ResultStore, RunRecord
+
+Scale = Literal["smoke", "laptop", "gpu"]
+"""``smoke``: seconds, shows that the script runs, its verdicts mean nothing; ``laptop``: two cores, hours;
+``gpu``: one large GPU, half an hour."""
+
+Outcome = Literal["holds", "fails", "undecided", "not run"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, as a sentence that runs can contradict.
+
+    Attributes:
+        key: Unique in its study.
+        sentence: Testable: what is compared, and which way it must come out.
+        paper: Authors, year, and identifier.
+        published: The paper's own figure, with its unit and setting; empty where it gives none.
+    """
+
+    key: str
+    sentence: str
+    paper: str
+    published: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What our runs say of a claim.
+
+    Attributes:
+        claim: Its key.
+        outcome: Computed, never typed.
+        ours: The numbers behind it, with unit, interval, level and n, in words.
+    """
+
+    claim: str
+    outcome: Outcome
+    ours: str
+
+
+def decide(interval: Interval, above: float = 0.0) -> Outcome:
+    """``holds`` where a whole interval lies above a value, ``fails`` where it lies below, else ``undecided``."""
+    if interval.low > above:
+        return "holds"
+    return "fails" if interval.high < above else "undecided"
+
+
+def decide_below(interval: Interval, below: float = 0.0) -> Outcome:
+    """:func:`decide` for a claim that something is smaller than a value."""
+    opposite: dict[Outcome, Outcome] = {"holds": "fails", "fails": "holds"}
+    outcome = decide(interval, below)
+    return opposite.get(outcome, outcome)
+
+
+def decide_within(interval: Interval, margin: float) -> Outcome:
+    """``holds`` where a whole interval lies within ±margin, ``fails`` where none of it does, else ``undecided``.
+
+    With a 90 % interval this is the test of equivalence by two one-sided tests at 5 % (Schuirmann 1987).
+    """
+    if -margin < interval.low and interval.high < margin:
+        return "holds"
+    return "fails" if interval.low > margin or interval.high < -margin else "undecided"
+
+
+def told(interval: Interval, scale: float = 100.0, unit: str = "points") -> str:
+    """An interval in words: ``-3.1 points (95% over seeds: -4.0 to -2.2, n = 3)``."""
+    if math.isnan(interval.low):
+        return f"{scale * interval.mean:.3g} {unit} (no interval, n = {interval.n})"
+    return (
+        f"{scale * interval.mean:.3g} {unit} ({100 * interval.level:g}% over {interval.kind}: "
+        f"{scale * interval.low:.3g} to {scale * interval.high:.3g}, n = {interval.n})"
+    )
+
+
+class Results:
+    """The runs of a study at one scale, as far as they are there.
+
+    Args:
+        folder: ``results/<name>/<scale>``.
+        grids: Those of the scale, by name.
+    """
+
+    def __init__(self, folder: Path, grids: Mapping[str, StudyConfig]) -> None:
+        self.folder, self.grids = folder, grids
+
+    def store(self, grid: str) -> ResultStore:
+        """A grid's store."""
+        from forgetting.results import ResultStore
+
+        return ResultStore(self.folder / grid)
+
+    @property
+    def begun(self) -> list[str]:
+        """The grids of which something was run."""
+        return [grid for grid in self.grids if self.store(grid).config_path.exists()]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row per run and view, as ``report.summarise`` makes them, behind a column ``grid``."""
+        import pandas as pd
+
+        from forgetting.report import summarise
+
+        frames = [summarise(self.store(grid)).assign(grid=grid) for grid in self.begun]
+        if not frames:
+            return pd.DataFrame(columns=["grid", "mitigation", "view", "seed", "status"])
+        whole = pd.concat(frames, ignore_index=True)
+        return whole[["grid", *(column for column in whole.columns if column != "grid")]]
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """The rows of finished runs as they stand (no views)."""
+        return self.frame[(self.frame["status"] == "finished") & (self.frame["view"] == "")]
+
+    def records(self, grid: str) -> list[RunRecord]:
+        """A grid's finished runs."""
+        return [record for record in self.store(grid).records() if record.status == "finished"]
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """The runs that are planned and not finished: ``grid: mitigation, seed s``, with the reason of a failed one."""
+        found = []
+        for grid, config in self.grids.items():
+            stored = self.store(grid).records() if grid in self.begun else ()
+            records = {record.run_id: record for record in stored}
+            for run in config.runs():
+                record = records.get(run.run_id)
+                if record is None or record.status != "finished":
+                    why = f" (failed: {record.reason})" if record is not None and record.status == "failed" else ""
+                    found.append(f"{grid}: {run.mitigation}, seed {run.seed}{why}")
+        return found
+
+
+@dataclass(frozen=True)
+class Study:
+    """A named study.
+
+    Attributes:
+        name: Of the script and of its folder.
+        claims: What is tested.
+        grids: Runs of a scale, by name; each is a study of the harness, so that one can be added later.
+        conclude: Verdicts from the runs; called once every run is finished.
+        draw: Figures from the runs, into a folder; called on whatever is finished.
+    """
+
+    name: str
+    claims: tuple[Claim, ...]
+    grids: Callable[[Scale], dict[str, StudyConfig]]
+    conclude: Callable[[Results], list[Verdict]]
+    draw: Callable[[Results, Path], None]
+
+    def results(self, root: Path, scale: Scale) -> Results:
+        """What there is in ``root/<name>/<scale>``."""
+        return Results(root / self.name / scale, self.grids(scale))
+
+
+def run_grid(config: StudyConfig, folder: Path, workers: int, until: float = math.inf) -> None:
+    """Run, or continue, a grid with its plan and progress shown; no run begins after ``until`` (``time.monotonic``)."""
+    from forgetting.display import RunProgress, print_plan
+    from forgetting.study import Plan, run_study
+
+    with RunProgress() as progress:
+
+        def announce(plan: Plan) -> None:
+            print_plan(plan, folder)
+            progress.expect(plan)
+
+        hours = max(0.0, until - time.monotonic()) / 3600
+        run_study(
+            config,
+            folder,
+            workers=workers,
+            hours=hours if math.isfinite(hours) else None,
+            progress=progress.update,
+            on_plan=announce,
+        )
+
+
+def run_named(study: Study, root: Path, scale: Scale, *, workers: int = 2, until: float = math.inf) -> list[Verdict]:
+    """Run what is missing of a study, then conclude."""
+    results = study.results(root, scale)
+    unfinished = {line.split(":")[0] for line in results.missing}
+    for grid, config in results.grids.items():
+        if grid in unfinished and time.monotonic() < until:
+            run_grid(config, results.folder / grid, workers, until)
+    return conclude(study, root, scale)
+
+
+def conclude(study: Study, root: Path, scale: Scale) -> list[Verdict]:
+    """Write verdicts, summary and figures of what is there; trains nothing.
+
+    Verdicts are ``not run`` until every run of the scale has finished: which cells are there must not decide.
+    """
+    from forgetting.results import write_atomically
+
+    results = study.results(root, scale)
+    if results.missing:
+        verdicts = [Verdict(claim.key, "not run", f"{len(results.missing)} runs are missing") for claim in study.claims]
+    else:
+        verdicts = study.conclude(results)
+    known = {claim.key for claim in study.claims}
+    assert {verdict.claim for verdict in verdicts} == known, f"{study.name}: a verdict on each of {known}, and no other"
+    if len(results.finished):
+        study.draw(results, results.folder / "figures")
+    summary = results.frame.to_csv(index=False, lineterminator="\n")
+    write_atomically(results.folder / "summary.csv", summary.encode())
+    content = {
+        "study": study.name,
+        "scale": scale,
+        "command": f"forgetting study run {study.name} --scale {scale}",
+        "runs": sum(len(config.runs()) for config in results.grids.values()),
+        "claims": [asdict(claim) for claim in study.claims],
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+        "missing": results.missing,
+    }
+    write_atomically(
+        results.folder / "verdicts.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    )
+    return verdicts
+
+
+def scripts() -> dict[str, Path]:
+    """The studies' scripts by name: files of ``experiments/`` that define ``STUDY``, beside the package or here.
+
+    Raises:
+        UsageError: if there is no such folder: the scripts come with the repository, not with the package.
+    """
+    for folder in (Path.cwd() / "experiments", Path(__file__).resolve().parents[1] / "experiments"):
+        found = {path.stem: path for path in sorted(folder.glob("*.py")) if "\nSTUDY = " in path.read_text("utf-8")}
+        if found:
+            return found
+    raise UsageError("studies: no folder experiments/ with studies here; run this in a clone of the repository")
+
+
+def headline(path: Path) -> str:
+    """The first line of a script's docstring, without running it."""
+    return (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or path.stem).splitlines()[0]
+
+
+def load(name: str) -> Study:
+    """Import a study's script.
+
+    Raises:
+        UsageError: if there is none of that name.
+    """
+    known = scripts()
+    if name not in known:
+        raise UsageError(f"study {name!r}: is none{did_you_mean(name, known)}")
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", known[name])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    study = module.STUDY
+    assert isinstance(study, Study) and study.name == name, f"{known[name]}: STUDY must be a Study named {name!r}"
+    return study
+
+
+def scale_of(text: str) -> Scale:
+    """Check a scale's name.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    if text not in get_args(Scale):
+        raise UsageError(f"scale {text!r}: is none of {', '.join(get_args(Scale))}")
+    return text  # type: ignore[return-value]
+
+
+def print_verdicts(study: Study, verdicts: list[Verdict]) -> None:
+    """A line per claim."""
+    sentences = {claim.key: claim.sentence for claim in study.claims}
+    for verdict in verdicts:
+        print(f"{study.name}: {sentences[verdict.claim]}: {verdict.outcome.upper()}: {verdict.ours}")
+
+
+def main(study: Study, description: str | None = None) -> None:
+    """The command line of a study's script."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=get_args(Scale), default="laptop")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--hours", type=float, default=math.inf, help="begin no run after so many hours")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of all studies' results")
+    parser.add_argument("--draw", action="store_true", help="verdicts and figures from results alone")
+    options = parser.parse_args()
+    try:
+        if options.draw:
+            verdicts = conclude(study, options.output, options.scale)
+        else:
+            until = time.monotonic() + 3600 * options.hours
+            verdicts = run_named(study, options.output, options.scale, workers=options.workers, until=until)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
+    print_verdicts(study, verdicts)

@@ -1,0 +1,131 @@
+"""Named studies: every script of experiments/ runs at smoke scale, and its verdicts follow from its runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from forgetting.analysis.stats import Interval, seed_interval
+from forgetting.cli import app
+from forgetting.report.claims import write_claims
+from forgetting.studies import (
+    Outcome,
+    Study,
+    conclude,
+    decide,
+    decide_below,
+    decide_within,
+    load,
+    run_grid,
+    run_named,
+    scripts,
+    told,
+)
+
+
+def interval(low: float, high: float) -> Interval:
+    return Interval("seeds", (low + high) / 2, low, high, 3, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "below", "within"),
+    [
+        (0.1, 0.5, "holds", "fails", "undecided"),
+        (-0.5, -0.1, "fails", "holds", "undecided"),
+        (-0.1, 0.1, "undecided", "undecided", "holds"),
+        (0.3, 0.5, "holds", "fails", "fails"),
+        (float("nan"), float("nan"), "undecided", "undecided", "undecided"),
+    ],
+)
+def test_a_verdict_needs_a_whole_interval(
+    low: float, high: float, above: Outcome, below: Outcome, within: Outcome
+) -> None:
+    assert decide(interval(low, high)) == above
+    assert decide_below(interval(low, high)) == below
+    assert decide_within(interval(low, high), 0.2) == within
+
+
+def test_numbers_are_told_with_interval_level_and_n() -> None:
+    assert told(seed_interval([0.1, 0.2, 0.3])) == "20 points (95% over seeds: -4.84 to 44.8, n = 3)"
+    assert told(seed_interval([0.1]), 1, "nats") == "0.1 nats (no interval, n = 1)"
+
+
+@pytest.mark.parametrize("name", sorted(scripts()))
+def test_a_study_runs_at_smoke_scale(name: str, tmp_path: Path) -> None:
+    study = load(name)
+    verdicts = run_named(study, tmp_path, "smoke", workers=1)
+    assert [verdict.claim for verdict in verdicts] and all(verdict.outcome != "not run" for verdict in verdicts)
+    folder = tmp_path / name / "smoke"
+    kept = json.loads((folder / "verdicts.json").read_text())
+    assert kept["missing"] == [] and len(kept["verdicts"]) == len(study.claims)
+    pictures = sorted((folder / "figures").glob("*.p*"))
+    assert pictures and all(path.stat().st_size > 1000 for path in pictures)
+    before = {path: path.read_bytes() for path in [*pictures, folder / "verdicts.json", folder / "summary.csv"]}
+    assert conclude(study, tmp_path, "smoke") == verdicts
+    assert {path: path.read_bytes() for path in before} == before, "the same runs give the same bytes"
+
+
+@pytest.mark.parametrize("name", sorted(scripts()))
+def test_a_study_has_seeds_for_its_intervals_where_its_verdicts_count(name: str) -> None:
+    for scale in ("laptop", "gpu"):
+        grids = load(name).grids(scale)
+        assert grids and all(len(config.seeds) >= 3 for config in grids.values())
+
+
+def first() -> Study:
+    return load("learning_rate")
+
+
+def test_what_was_not_run_is_said_and_decides_nothing(tmp_path: Path) -> None:
+    study = first()
+    verdicts = run_named(study, tmp_path, "smoke", until=float("-inf"))
+    assert {verdict.outcome for verdict in verdicts} == {"not run"}
+    content = json.loads((tmp_path / study.name / "smoke" / "verdicts.json").read_text())
+    planned = [run for config in study.grids("smoke").values() for run in config.runs()]
+    assert len(content["missing"]) == len(planned)
+    assert content["missing"][0] == f"rates: {planned[0].mitigation}, seed 0"
+
+
+def test_half_a_grid_is_no_verdict(tmp_path: Path) -> None:
+    study = first()
+    config = study.grids("smoke")["rates"]
+    folder = tmp_path / study.name / "smoke" / "rates"
+    run_grid(config, folder, workers=1)
+    victim = sorted((folder / "runs").glob("*-s0-*.json"))[0]
+    victim.unlink()
+    verdicts = conclude(study, tmp_path, "smoke")
+    assert {verdict.outcome for verdict in verdicts} == {"not run"} and "1 runs are missing" in verdicts[0].ours
+
+
+def test_the_page_over_all_studies(tmp_path: Path) -> None:
+    study = first()
+    run_named(study, tmp_path, "laptop", until=float("-inf"))
+    run_named(study, tmp_path, "smoke", until=float("-inf"))
+    page = write_claims(tmp_path).read_text()
+    assert page.count("**not run**") == len(study.claims), "smoke is left out"
+    assert all(claim.sentence in page for claim in study.claims)
+    assert "forgetting study run learning_rate --scale laptop" in page
+    assert f"{len(study.results(tmp_path, 'laptop').missing)} of them not run" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told_by"),
+    [
+        (["run", "learning_rat"], "did you mean 'learning_rate'"),
+        (["run"], "name studies, or give --all"),
+        (["run", "--all", "learning_rate"], "name studies, or give --all"),
+        (["run", "learning_rate", "--scale", "huge"], "none of smoke, laptop, gpu"),
+        (["summary", "--output", "nowhere"], "holds no verdicts.json"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], told_by: str) -> None:
+    result = CliRunner().invoke(app, ["study", *arguments])
+    assert result.exit_code != 0 and told_by in str(result.exception)
+
+
+def test_the_list_names_every_script() -> None:
+    result = CliRunner().invoke(app, ["study", "list"])
+    assert result.exit_code == 0 and all(name in result.output for name in scripts())
