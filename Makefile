@@ -3,7 +3,10 @@
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint install clean
+SCALE := smoke
+WORKERS := 1
+
+.PHONY: demo test lint studies install clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/forgetting demo
@@ -15,6 +18,9 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m mypy
+
+studies: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 $(VENV)/bin/forgetting study run --all --scale $(SCALE) --workers $(WORKERS)
 
 install: $(VENV)/.installed
 
