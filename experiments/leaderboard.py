@@ -29,13 +29,12 @@ import pandas as pd
 
 from forgetting.analysis.pareto import pareto_front
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.display import RunProgress, print_plan
 from forgetting.mitigations import get_mitigation, parse_mitigation
 from forgetting.report import summarise
 from forgetting.report.ranking import draw_pareto, draw_ranking
 from forgetting.report.summary import aggregate
 from forgetting.results import ResultStore, write_atomically
-from forgetting.study import Plan, run_study
+from forgetting.studies import run_grids
 
 OUTPUT = Path(__file__).resolve().parents[1] / "results" / "leaderboard"
 
@@ -153,21 +152,7 @@ def protocol(
 
 def run(config: StudyConfig, folder: Path, workers: int, until: float) -> pd.DataFrame:
     """Run (or continue) a study until a moment of ``time.monotonic``; what its finished runs show."""
-    with RunProgress() as progress:
-
-        def announce(plan: Plan) -> None:
-            print_plan(plan, folder)
-            progress.expect(plan)
-
-        hours = max(0.0, until - time.monotonic()) / 3600
-        run_study(
-            config,
-            folder,
-            workers=workers,
-            hours=hours if math.isfinite(hours) else None,
-            progress=progress.update,
-            on_plan=announce,
-        )
+    run_grids({folder: config}, workers, until)
     return summarise(ResultStore(folder))
 
 

@@ -35,10 +35,10 @@ from forgetting.config import (
     TaskConfig,
     TrainingConfig,
 )
-from forgetting.display import RunProgress, print_outcome, print_plan
+from forgetting.display import print_outcome
 from forgetting.report import summarise, write_report
 from forgetting.results import ResultStore, write_atomically
-from forgetting.study import Plan, run_study
+from forgetting.studies import run_grids
 
 REPORTED = ("agnews", "amazon", "sst2", "boolq")
 TUNING = {
@@ -135,13 +135,7 @@ def paradigms_above(data: Path, output: Path) -> list[str]:
 
 def run(config: StudyConfig, folder: Path, workers: int) -> pd.DataFrame:
     """Run (or continue) a study; what its runs show."""
-    with RunProgress() as progress:
-
-        def announce(plan: Plan) -> None:
-            print_plan(plan, folder)
-            progress.expect(plan)
-
-        run_study(config, folder, workers=workers, progress=progress.update, on_plan=announce)
+    run_grids({folder: config}, workers)
     return summarise(ResultStore(folder))
 
 

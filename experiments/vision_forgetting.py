@@ -39,10 +39,10 @@ from forgetting.config import (
     TaskConfig,
     TrainingConfig,
 )
-from forgetting.display import RunProgress, print_outcome, print_plan
+from forgetting.display import print_outcome
 from forgetting.report import write_report
 from forgetting.results import ResultStore
-from forgetting.study import Plan, run_study
+from forgetting.studies import run_grids
 
 OUTPUT = Path("results/vision_forgetting")
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -243,14 +243,7 @@ def main() -> None:
     (folder / "model").mkdir(parents=True, exist_ok=True)
     convert(options.data / "resnet20_cifar10" / "resnet20-12fca82f.safetensors", folder / "model")
     write_data(options.data, folder)
-    with RunProgress() as progress:
-
-        def announce(plan: Plan) -> None:
-            print_plan(plan, options.output)
-            progress.expect(plan)
-
-        config = study(folder, options.steps, options.seeds)
-        run_study(config, options.output, progress=progress.update, on_plan=announce)
+    run_grids({options.output: study(folder, options.steps, options.seeds)}, workers=1)
     print_outcome(options.output, write_report(options.output))
     draw(ResultStore(options.output), options.output)
 

@@ -36,23 +36,18 @@ def _study(
     folder: Path, config: StudyConfig, *, workers: int, wandb: str | None = None, hours: float | None = None
 ) -> None:
     """Plan, run with progress, report; exit code 1 where a run failed."""
-    from forgetting.display import RunProgress, print_outcome, print_plan
+    from forgetting.display import RunProgress, print_outcome
     from forgetting.report import write_report
-    from forgetting.study import Plan, run_study
+    from forgetting.study import run_study
 
     with RunProgress() as progress:
-
-        def announce(plan: Plan) -> None:
-            print_plan(plan, folder)
-            progress.expect(plan)
-
         records = run_study(
             config,
             folder,
             workers=workers,
             progress=progress.update,
             wandb_project=wandb,
-            on_plan=announce,
+            on_plan=progress.expect,
             hours=hours,
         )
     print_outcome(folder, write_report(folder))

@@ -92,13 +92,18 @@ class RunProgress:
     ) -> None:
         self._bar.stop()
 
-    def expect(self, plan: Plan) -> None:
-        """Start the bar over the runs that are left."""
-        if plan.left:
-            self._shares = {run.config.run_id: 0.0 for run in plan.left}
-            self._id = self._bar.add_task("starting", total=float(len(plan.left)))
-            if console.is_terminal:
-                self._bar.start()
+    def expect(self, plan: Plan, folder: Path) -> None:
+        """Show a plan, and start the bar over the runs that are left, of this plan and of those before it."""
+        print_plan(plan, folder)
+        if not plan.left:
+            return
+        self._shares |= {run.config.run_id: 0.0 for run in plan.left}
+        if self._id is not None:
+            self._bar.update(self._id, total=float(len(self._shares)))
+            return
+        self._id = self._bar.add_task("starting", total=float(len(plan.left)))
+        if console.is_terminal:
+            self._bar.start()
 
     def update(self, run_id: str, share: float, doing: str) -> None:
         """Take one report of a run; see ``forgetting.run.Progress``."""

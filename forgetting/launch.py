@@ -65,8 +65,7 @@ def _run_in_worker(run: dict[str, Any], folder: str, wandb_project: str | None) 
 
 
 def launch(
-    runs: list[RunConfig],
-    store: ResultStore,
+    runs: list[tuple[RunConfig, ResultStore]],
     *,
     workers: int = 1,
     progress: Progress | None = None,
@@ -76,8 +75,7 @@ def launch(
     """Run all, in order; what is finished is in the store whatever happens to the rest.
 
     Args:
-        runs: What to run.
-        store: Where results go.
+        runs: What to run, and where its results go.
         workers: Processes, each with an equal part of the cores; never more than there are runs.
         progress: Called in this process.
         wandb_project: Log there too.
@@ -93,7 +91,7 @@ def launch(
         from forgetting.run import run_sequence
         from forgetting.tracking import Tracker
 
-        for run in runs:
+        for run, store in runs:
             if time.monotonic() >= deadline:
                 return
             run_sequence(run, store, progress=report, tracker=Tracker(wandb_project, str(store.folder)))
@@ -104,10 +102,10 @@ def launch(
     events: Queue[tuple[str, float, str]] = context.Queue()
     threads = max(1, _cores() // workers)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(events, threads))
-    folder = str(Path(store.folder).absolute())
     try:
         waiting: set[Future[None]] = {
-            pool.submit(_run_in_worker, run.model_dump(mode="json"), folder, wandb_project) for run in runs
+            pool.submit(_run_in_worker, run.model_dump(mode="json"), str(Path(store.folder).absolute()), wandb_project)
+            for run, store in runs
         }
         while waiting:
             if time.monotonic() >= deadline:
@@ -117,9 +115,10 @@ def launch(
             for future in done:
                 future.result()
     except BrokenProcessPool:
+        folders = " ".join(sorted({str(store.folder) for _, store in runs}))
         raise UsageError(
-            f"study {str(store.folder)!r}: a worker process was killed (out of memory?); finished rows are stored, "
-            f"continue with: forgetting resume {store.folder}"
+            f"study {folders}: a worker process was killed (out of memory?); finished rows are stored, "
+            "continue with `forgetting resume`, or the same command"
         ) from None
     except BaseException:
         for process in list(getattr(pool, "_processes", {}).values()):

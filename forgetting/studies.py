@@ -185,25 +185,19 @@ class Study:
         return Results(root / self.name / scale, self.grids(scale))
 
 
-def run_grid(config: StudyConfig, folder: Path, workers: int, until: float = math.inf) -> None:
-    """Run, or continue, a grid with its plan and progress shown; no run begins after ``until`` (``time.monotonic``)."""
-    from forgetting.display import RunProgress, print_plan
-    from forgetting.study import Plan, run_study
+def run_grids(grids: Mapping[Path, StudyConfig], workers: int, until: float = math.inf) -> None:
+    """Run, or continue, grids by folder, with plans and progress shown; no run begins after ``until`` (monotonic)."""
+    from forgetting.display import RunProgress
+    from forgetting.study import run_studies
 
+    hours = max(0.0, until - time.monotonic()) / 3600
     with RunProgress() as progress:
-
-        def announce(plan: Plan) -> None:
-            print_plan(plan, folder)
-            progress.expect(plan)
-
-        hours = max(0.0, until - time.monotonic()) / 3600
-        run_study(
-            config,
-            folder,
+        run_studies(
+            grids,
             workers=workers,
             hours=hours if math.isfinite(hours) else None,
             progress=progress.update,
-            on_plan=announce,
+            on_plan=progress.expect,
         )
 
 
@@ -211,9 +205,9 @@ def run_named(study: Study, root: Path, scale: Scale, *, workers: int = 2, until
     """Run what is missing of a study, then conclude."""
     results = study.results(root, scale)
     unfinished = {line.split(":")[0] for line in results.missing}
-    for grid, config in results.grids.items():
-        if grid in unfinished and time.monotonic() < until:
-            run_grid(config, results.folder / grid, workers, until)
+    grids = {results.folder / grid: config for grid, config in results.grids.items() if grid in unfinished}
+    if grids and time.monotonic() < until:
+        run_grids(grids, workers, until)
     return conclude(study, root, scale)
 
 

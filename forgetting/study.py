@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,29 +145,24 @@ def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
     return Plan(planned, [task.name for task in tasks], seconds, warnings)
 
 
-def run_study(
-    config: StudyConfig,
-    folder: Path | str,
+def run_studies(
+    studies: Mapping[Path, StudyConfig],
     *,
     workers: int = 1,
     progress: Progress | None = None,
     wandb_project: str | None = None,
-    on_plan: Callable[[Plan], None] | None = None,
+    on_plan: Callable[[Plan, Path], None] | None = None,
     hours: float | None = None,
-) -> list[RunRecord]:
-    """Run a study, or what is left of it.
+) -> None:
+    """Run studies, or what is left of them, by one pool of processes: first seeds first.
 
     Args:
-        config: The grid.
-        folder: Where its results go; a folder that holds this very study is continued.
+        studies: By the folder where their results go; a folder that holds that very study is continued.
         workers: Processes; the cores are divided among them.
         progress: Called as runs proceed.
         wandb_project: Log there too.
-        on_plan: Called with the plan before the first run.
-        hours: No run is begun after so many; the study can be resumed.
-
-    Returns:
-        All records, failed ones too, in the order of the grid.
+        on_plan: Called with each plan, before the first run.
+        hours: No run is begun after so many; the studies can be resumed.
 
     Raises:
         UsageError: before any training, for a configuration that cannot be used or a folder that holds another
@@ -177,18 +172,46 @@ def run_study(
         raise UsageError(f"workers = {workers}: needs at least 1")
     if hours is not None and not hours >= 0:
         raise UsageError(f"hours = {hours}: needs a number from 0 on")
-    plan = plan_study(config, folder)
-    store = ResultStore.create(folder, config)
-    if on_plan is not None:
-        on_plan(plan)
+    plans = {folder: plan_study(config, folder) for folder, config in studies.items()}
+    runs = []
+    for folder, config in studies.items():
+        store = ResultStore.create(folder, config)
+        runs += [(config.seeds.index(run.config.seed), run.config, store) for run in plans[folder].left]
+        if on_plan is not None:
+            on_plan(plans[folder], folder)
+    runs.sort(key=lambda run: run[0])
     from forgetting.launch import launch
 
     launch(
-        [run.config for run in plan.left],
-        store,
+        [(run, store) for _, run, store in runs],
         workers=workers,
         progress=progress,
         wandb_project=wandb_project,
         hours=hours,
     )
-    return list(store.records())
+
+
+def run_study(
+    config: StudyConfig,
+    folder: Path | str,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    wandb_project: str | None = None,
+    on_plan: Callable[[Plan, Path], None] | None = None,
+    hours: float | None = None,
+) -> list[RunRecord]:
+    """Run a study, or what is left of it; see :func:`run_studies`.
+
+    Returns:
+        All records, failed ones too, in the order of the grid.
+    """
+    run_studies(
+        {Path(folder): config},
+        workers=workers,
+        progress=progress,
+        wandb_project=wandb_project,
+        on_plan=on_plan,
+        hours=hours,
+    )
+    return list(ResultStore(folder).records())

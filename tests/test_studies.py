@@ -19,7 +19,7 @@ from forgetting.studies import (
     decide_below,
     decide_within,
     load,
-    run_grid,
+    run_grids,
     run_named,
     scripts,
     told,
@@ -93,7 +93,7 @@ def test_half_a_grid_is_no_verdict(tmp_path: Path) -> None:
     study = first()
     config = study.grids("smoke")["rates"]
     folder = tmp_path / study.name / "smoke" / "rates"
-    run_grid(config, folder, workers=1)
+    run_grids({folder: config}, workers=1)
     victim = sorted((folder / "runs").glob("*-s0-*.json"))[0]
     victim.unlink()
     verdicts = conclude(study, tmp_path, "smoke")
