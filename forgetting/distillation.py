@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from forgetting.errors import UsageError
 from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from forgetting.families.wrapper import Heads
 
 Direction = Literal["forward", "reverse"]
 
@@ -22,13 +24,30 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return teacher.eval()
 
 
-def refuse_new_heads(method: str, model: PreTrainedModel) -> None:
-    """Raise UsageError where a batch is seen through its task's own head: new, it predicts what it began with."""
-    if len(getattr(getattr(model, "heads", None), "sizes", ())) > 1:
-        raise UsageError(
-            f"mitigation {method!r}: compares predictions on a task's inputs, and a task's head is new with it; "
-            "give sequence.scenario domain or class"
-        )
+def several_heads(model: PreTrainedModel) -> Heads | None:
+    """The heads of a model in which every task has its own: new, it predicts what it began with; else ``None``."""
+    heads = getattr(model, "heads", None)
+    return heads if len(getattr(heads, "sizes", ())) > 1 else None
+
+
+def watched_divergence(
+    teacher: PreTrainedModel, outputs: Any, batch: dict[str, torch.Tensor], heads: Iterable[int], **options: Any
+) -> torch.Tensor | float:
+    """Return the sum over heads of :func:`kl_divergence` between two models' predictions on all rows, in nats.
+
+    Args:
+        teacher: Without gradient; it watches the heads (``forgetting.families.wrapper.Heads``), as the student does.
+        outputs: The student's, of the batch.
+        batch: What the student saw.
+        heads: Which are compared.
+        options: Of :func:`kl_divergence`.
+    """
+    import torch
+
+    with torch.no_grad():
+        taught = teacher(**inputs(batch), use_cache=False).watched
+    pairs = [(taught[head].flatten(0, 1), outputs.watched[head].flatten(0, 1)) for head in heads]
+    return sum((kl_divergence(p.float(), q.float(), **options) for p, q in pairs), 0.0)
 
 
 def predicted_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

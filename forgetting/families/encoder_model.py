@@ -27,7 +27,7 @@ class EncoderModel(FamilyModel):
     def __init__(self, base: PreTrainedModel, sizes: list[int]) -> None:
         super().__init__(base)
         self.classes = sum(sizes)
-        self.heads = Heads(base.config.hidden_size, sizes)
+        self.heads = Heads(base.config.hidden_size, sizes, own=False)
 
     def forward(
         self,
@@ -56,12 +56,13 @@ class EncoderModel(FamilyModel):
         reads = {"input_ids": input_ids, "attention_mask": attention_mask}
         if bool((head >= 0).all()):
             hidden = self.base.base_model(**reads).last_hidden_state
-            return output(ending(self.heads(hidden[:, :1], head)), labels, num_items_in_batch)
+            logits, watched = self.heads(hidden[:, :1], head)
+            return output(ending(logits), labels, num_items_in_batch, watched)
         outputs = self.base(**reads, output_hidden_states=True)
         tokens = outputs.logits[torch.arange(len(head), device=head.device)[:, None], positions]  # (B, N, V)
         tokens = tokens.masked_fill((head >= 0)[:, None, None], HIDDEN)
         classes = tokens.new_full((*tokens.shape[:2], self.classes), HIDDEN)
+        first, watched = self.heads(outputs.hidden_states[-1][:, :1], head)
         if bool((head >= 0).any()):
-            first = self.heads(outputs.hidden_states[-1][:, :1], head)
             classes = torch.cat([first, classes[:, 1:]], dim=1)
-        return output(ending(torch.cat([classes, tokens], dim=-1)), labels, num_items_in_batch)
+        return output(ending(torch.cat([classes, tokens], dim=-1)), labels, num_items_in_batch, watched)

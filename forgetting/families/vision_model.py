@@ -39,7 +39,7 @@ class VisionModel(FamilyModel):
                 f"{base.config.num_labels} classes, beside which a task's head could stand"
             )
         self._classifier, last = linear[-1]
-        self.heads = Heads(last.in_features, sizes)
+        self.heads = Heads(last.in_features, sizes, own=True)
         self._image_flops = 0
 
     def get_output_embeddings(self) -> nn.Module:
@@ -82,8 +82,8 @@ class VisionModel(FamilyModel):
             own = self.base(pixel_values).logits  # (B, K)
         finally:
             hook.remove()
-        logits = self.heads(read[0][:, None], head, own[:, None])
-        return output(ending(logits), labels, num_items_in_batch)
+        logits, watched = self.heads(read[0][:, None], head, own[:, None])
+        return output(ending(logits), labels, num_items_in_batch, watched)
 
     def floating_point_ops(self, input_dict: dict[str, Any], exclude_embeddings: bool = True) -> int:
         """Three forward passes for every image, as they are counted for one image by torch."""

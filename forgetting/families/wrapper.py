@@ -50,21 +50,29 @@ class FamilyModel(PreTrainedModel):
         return self.base.get_output_embeddings()
 
 
-def output(logits: Tensor, labels: Tensor | None, num_items_in_batch: Tensor | int | None) -> ModelOutput:
+def output(
+    logits: Tensor,
+    labels: Tensor | None,
+    num_items_in_batch: Tensor | int | None,
+    watched: dict[int, Tensor] | None = None,
+) -> ModelOutput:
     """Return logits, and the mean cross-entropy of what is predicted, in nats, where there are labels.
 
     Args:
         logits: (B, 1 + N, W); the last column predicts nothing.
         labels: (B, 1 + N).
         num_items_in_batch: Divides the sum where several batches make one step; else what this batch predicts.
+        watched: See :class:`Heads`; returned as it is.
     """
+    beside = {"watched": watched} if watched else {}
     if labels is None:
-        return ModelOutput(logits=logits)
+        return ModelOutput(logits=logits, **beside)
     reduction = "mean" if num_items_in_batch is None else "sum"
     loss = functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=reduction
     )
-    return ModelOutput(loss=loss if num_items_in_batch is None else loss / num_items_in_batch, logits=logits)
+    loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+    return ModelOutput(loss=loss, logits=logits, **beside)
 
 
 class Heads(nn.Module):
@@ -75,10 +83,16 @@ class Heads(nn.Module):
     Args:
         width: Features, D.
         sizes: Classes of each head.
+        own: Whether the pretrained model has a head of this kind, which then is head 0.
+
+    Attributes:
+        watched: Heads whose logits every forward pass returns beside the others', for all rows: what a method that
+            distils the heads of other tasks compares.
     """
 
-    def __init__(self, width: int, sizes: list[int]) -> None:
+    def __init__(self, width: int, sizes: list[int], own: bool) -> None:
         super().__init__()
+        self.own, self.watched = own, set[int]()
         generator = torch.Generator().manual_seed(0)  # new heads are part of the base model: equal in every run
         # In names, "head0" and not "0": a number between dots is a block's.
         self.heads = nn.ModuleDict({f"head{i}": nn.Linear(width, size) for i, size in enumerate(sizes)})
@@ -89,19 +103,19 @@ class Heads(nn.Module):
                 head.bias.zero_()
         self.sizes = sizes
 
-    def forward(self, features: Tensor, head: Tensor, own: Tensor | None = None) -> Tensor:
-        """Return the logits of each row's head; all others are ``HIDDEN``.
+    def forward(self, features: Tensor, head: Tensor, own: Tensor | None = None) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the logits of each row's head (all others are ``HIDDEN``), and those of the watched heads.
 
         Args:
             features: (B, 1, D).
             head: (B,) int64, an index among the heads, of which ``own`` is the first where it is given; −1 for none.
-            own: (B, 1, K), the pretrained head's logits.
+            own: (B, 1, K), the pretrained head's logits, where it has one.
 
         Returns:
-            (B, 1, W), W the classes of all heads.
+            (B, 1, W), W the classes of all heads; and by watched head (B, 1, its classes).
         """
-        used = set(head.tolist())
-        first = 0 if own is None else 1
+        used = set(head.tolist()) | self.watched
+        first = int(self.own)
         parts = [] if own is None else [own]
         parts += [
             module(features) if i + first in used else features.new_full((*features.shape[:2], size), HIDDEN)
@@ -110,7 +124,8 @@ class Heads(nn.Module):
         sizes = [part.shape[-1] for part in parts]
         owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(sizes)).to(head.device)
         logits = torch.cat(parts, dim=-1)
-        return logits.masked_fill(owner != head[:, None, None], HIDDEN)
+        watched = {index: parts[index] for index in sorted(self.watched)}
+        return logits.masked_fill(owner != head[:, None, None], HIDDEN), watched
 
 
 def ending(logits: Tensor) -> Tensor:

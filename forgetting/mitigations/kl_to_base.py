@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from forgetting.errors import UsageError
 from forgetting.mitigations.base import Mitigation, Options, RunContext
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class KLToBase(Mitigation[KLToBaseOptions]):
 
     With ``on=text`` a minibatch of pretraining text (its train split) of the task's batch size goes with every batch;
     nothing of it but the teacher's predictions is learned. Where gradients are computed again (``sam``), another
-    minibatch is drawn.
+    minibatch is drawn. Where every task has a head of its own, ``on=task`` compares the pretrained head's predictions.
     """
 
     summary: ClassVar[str] = "KL divergence to the pretrained model, on the task's inputs or on pretraining text"
@@ -52,18 +53,24 @@ class KLToBase(Mitigation[KLToBaseOptions]):
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """One head must predict on all tasks."""
-        from forgetting.distillation import refuse_new_heads
+        """The pretrained model must predict something on a task's inputs."""
+        from forgetting.distillation import several_heads
 
-        if self.options.strength > 0 and self.options.on == "task":
-            refuse_new_heads("kl_to_base", model)
+        heads = several_heads(model) if self.options.strength > 0 and self.options.on == "task" else None
+        if heads is not None and not heads.own:
+            raise UsageError(
+                "mitigation 'kl_to_base': on=task compares with what the pretrained model predicts on a task's inputs, "
+                "and a task's head is new with it; give on=text, or sequence.scenario domain or class"
+            )
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Keep the pretrained model, and encode the text."""
-        from forgetting.distillation import frozen_copy
+        from forgetting.distillation import frozen_copy, several_heads
 
         super().setup(model, context)
         if self.options.strength > 0:
+            if self.options.on == "task" and (heads := several_heads(model)) is not None:
+                heads.watched.add(0)
             self._teacher = frozen_copy(model)
             if self.options.on == "text":
                 self._text = context.pack(context.encode_text(context.pretraining.train))
@@ -81,10 +88,22 @@ class KLToBase(Mitigation[KLToBaseOptions]):
         self, model: PreTrainedModel, batch: dict[str, torch.Tensor], outputs: Any, loss: torch.Tensor
     ) -> torch.Tensor:
         """Add the divergence."""
-        from forgetting.distillation import kl_divergence, predict, predicted_logits, teach
+        from forgetting.distillation import (
+            kl_divergence,
+            predict,
+            predicted_logits,
+            several_heads,
+            teach,
+            watched_divergence,
+        )
 
         if self.options.strength == 0:
             return loss
+        direction = self.options.direction
+        if self.options.on == "task" and several_heads(self._teacher) is not None:
+            return loss + self.options.strength * watched_divergence(
+                self._teacher, outputs, batch, [0], direction=direction
+            )
         if self.options.on == "text":
             batch = self._memory.next_batch(loss.device)
             with self._memory.own_randomness(loss.device):
@@ -92,7 +111,7 @@ class KLToBase(Mitigation[KLToBaseOptions]):
         else:
             learned = predicted_logits(outputs.logits, batch["labels"])
         taught = teach(self._teacher, batch)
-        return loss + self.options.strength * kl_divergence(taught, learned, direction=self.options.direction)
+        return loss + self.options.strength * kl_divergence(taught, learned, direction=direction)
 
     def stored_floats(self) -> int:
         """The pretrained model, and the text's tokens."""

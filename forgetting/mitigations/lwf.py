@@ -10,8 +10,10 @@ from forgetting.mitigations.base import Mitigation, Options
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel
 
+    from forgetting.mitigations.base import RunContext
     from forgetting.tasks.task import Task
 
 
@@ -27,8 +29,9 @@ class LwFOptions(Options):
 class LwF(Mitigation[LwFOptions]):
     """The teacher is the model before this task, for the first task the pretrained one, in eval mode.
 
-    In the paper every task has an output layer of its own, and the old ones are distilled; a language model has one
-    output layer, so that the same tokens' targets and the teacher's predictions are weighed against each other.
+    Where every task has a head of its own, the old heads are distilled on the new task's inputs, as in the paper: the
+    pretrained one, where there is one, and those of the tasks before; the sum over heads is added. A model with one
+    output layer has the same tokens' targets and the teacher's predictions weighed against each other.
     """
 
     summary: ClassVar[str] = "distil from the model before the task, on the task's inputs"
@@ -38,18 +41,22 @@ class LwF(Mitigation[LwFOptions]):
     Options: ClassVar[type[Options]] = LwFOptions
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
 
-    def check_model(self, model: PreTrainedModel) -> None:
-        """One head must predict on all tasks."""
-        from forgetting.distillation import refuse_new_heads
+    def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
+        """Begin with the pretrained head as the only old one, where heads are told apart."""
+        from forgetting.distillation import several_heads
 
-        if self.options.strength > 0:
-            refuse_new_heads("lwf", model)
+        heads = several_heads(model)
+        self._old = {0} if heads is not None and heads.own else set[int]()
+        return super().setup(model, context)
 
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Keep the model as it is."""
-        from forgetting.distillation import frozen_copy
+        from forgetting.distillation import frozen_copy, several_heads
 
         if self.options.strength > 0:
+            self._met: set[int] = set()
+            if (heads := several_heads(model)) is not None:
+                heads.watched |= self._old
             self._teacher = frozen_copy(model)
         return model
 
@@ -57,15 +64,41 @@ class LwF(Mitigation[LwFOptions]):
         self, model: PreTrainedModel, batch: dict[str, torch.Tensor], outputs: Any, loss: torch.Tensor
     ) -> torch.Tensor:
         """Add the distance from the teacher's predictions."""
-        from forgetting.distillation import kl_divergence, predicted_logits, teach
+        from forgetting.distillation import (
+            kl_divergence,
+            predicted_logits,
+            several_heads,
+            teach,
+            watched_divergence,
+        )
 
         if self.options.strength == 0:
             return loss
-        taught, learned = teach(self._teacher, batch), predicted_logits(outputs.logits, batch["labels"])
-        return loss + self.options.strength * kl_divergence(taught, learned, temperature=self.options.temperature)
+        temperature = self.options.temperature
+        if several_heads(self._teacher) is not None:
+            self._met |= {head for head in batch["head"].tolist() if head >= 0}
+            if not self._old:
+                return loss
+            distance = watched_divergence(self._teacher, outputs, batch, self._old, temperature=temperature)
+        else:
+            taught, learned = teach(self._teacher, batch), predicted_logits(outputs.logits, batch["labels"])
+            distance = kl_divergence(taught, learned, temperature=temperature)
+        return loss + self.options.strength * distance
 
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
-        """Let the teacher go."""
+        """Let the teacher go; the task's head is an old one from now on."""
         if self.options.strength > 0:
+            self._old |= self._met
             del self._teacher
         return model
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The old heads."""
+        import torch
+
+        return {"old": torch.tensor(sorted(self._old))} if self._old else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore."""
+        if state:
+            self._old = set(state["old"].tolist())
