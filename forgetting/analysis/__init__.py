@@ -1,1 +1,1 @@
-"""What is concluded from results: statistics."""
+"""What is concluded from results: statistics, fronts, laws of forgetting."""
