@@ -1,8 +1,14 @@
 """Published laws of forgetting, fitted with parameter intervals and tried on points that were not fitted."""
 
+from forgetting.analysis.laws.finetuning_loss import FineTuningLossLaw, fit_finetuning_loss
 from forgetting.analysis.laws.injection import InjectionLaw, fit_injection
+from forgetting.analysis.laws.tuned_parameters import TunedParametersLaw, fit_tuned_parameters
 
 __all__ = [
+    "FineTuningLossLaw",
     "InjectionLaw",
+    "TunedParametersLaw",
+    "fit_finetuning_loss",
     "fit_injection",
+    "fit_tuned_parameters",
 ]
