@@ -2,13 +2,18 @@
 
 from forgetting.analysis.laws.finetuning_loss import FineTuningLossLaw, fit_finetuning_loss
 from forgetting.analysis.laws.injection import InjectionLaw, fit_injection
+from forgetting.analysis.laws.polynomial import PolynomialLaw, fit_polynomial
+from forgetting.analysis.laws.predictors import compare_predictors
 from forgetting.analysis.laws.tuned_parameters import TunedParametersLaw, fit_tuned_parameters
 
 __all__ = [
     "FineTuningLossLaw",
     "InjectionLaw",
+    "PolynomialLaw",
     "TunedParametersLaw",
+    "compare_predictors",
     "fit_finetuning_loss",
     "fit_injection",
+    "fit_polynomial",
     "fit_tuned_parameters",
 ]
