@@ -4,6 +4,7 @@ from forgetting.analysis.laws.finetuning_loss import FineTuningLossLaw, fit_fine
 from forgetting.analysis.laws.injection import InjectionLaw, fit_injection
 from forgetting.analysis.laws.polynomial import PolynomialLaw, fit_polynomial
 from forgetting.analysis.laws.predictors import compare_predictors
+from forgetting.analysis.laws.second_order import prediction_ratios, second_order_rise
 from forgetting.analysis.laws.tuned_parameters import TunedParametersLaw, fit_tuned_parameters
 
 __all__ = [
@@ -16,4 +17,6 @@ __all__ = [
     "fit_injection",
     "fit_polynomial",
     "fit_tuned_parameters",
+    "prediction_ratios",
+    "second_order_rise",
 ]
