@@ -6,6 +6,7 @@ from forgetting.analysis.laws.polynomial import PolynomialLaw, fit_polynomial
 from forgetting.analysis.laws.predictors import compare_predictors
 from forgetting.analysis.laws.second_order import prediction_ratios, second_order_rise
 from forgetting.analysis.laws.tuned_parameters import TunedParametersLaw, fit_tuned_parameters
+from forgetting.analysis.laws.validation import held_out_error, leave_one_group_out
 
 __all__ = [
     "FineTuningLossLaw",
@@ -17,6 +18,8 @@ __all__ = [
     "fit_injection",
     "fit_polynomial",
     "fit_tuned_parameters",
+    "held_out_error",
+    "leave_one_group_out",
     "prediction_ratios",
     "second_order_rise",
 ]
