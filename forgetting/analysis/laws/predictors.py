@@ -7,7 +7,7 @@ predictor does than another, and how sure that is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +75,7 @@ def compare_predictors(
     *,
     reference: str,
     degree: int = 2,
-    groups: Sequence[object] | None = None,
+    groups: Iterable[object] | None = None,
     resamples: int = RESAMPLES,
     level: float = 0.95,
     seed: int = 0,

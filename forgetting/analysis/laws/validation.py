@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -82,7 +82,7 @@ def held_out_error(
 
 
 def leave_one_group_out(
-    fit: Fit, data: Mapping[str, ArrayLike], *, target: str, groups: Sequence[object], extrapolate: bool = False
+    fit: Fit, data: Mapping[str, ArrayLike], *, target: str, groups: Iterable[object], extrapolate: bool = False
 ) -> CrossValidation:
     """Leave out each group of points in turn, fit the law on the rest, and predict the group.
 
