@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,33 +157,47 @@ def _features(data: str, loaded: LoadedModel, limit: int, max_length: int) -> li
     return encode_texts(loaded.tokenizer, documents, max_length)
 
 
+def blocks_and_kinds(names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Say of every parameter of a model in which block it is, and of which kind.
+
+    Args:
+        names: The parameters'.
+
+    Returns:
+        By name: the number of the block, or -1 outside of the blocks; and the kind, which is the parameter's name
+        without its block and a final ``.weight``; where there are several stacks of blocks, as in an
+        encoder-decoder, with the stack's name.
+    """
+    found = {name: re.search(r"\.(\d+)\.", name) for name in names}
+    several = len({name[: block.start()] for name, block in found.items() if block}) > 1
+    places = {}
+    for name, block in found.items():
+        kind = name[block.end() :] if block else name
+        if block and several:
+            kind = f"{name[: block.start()]}: {kind}"
+        places[name] = int(block.group(1)) if block else -1, kind.removesuffix(".weight")
+    return places
+
+
 def summarise_importance(fisher: DiagonalFisher) -> pd.DataFrame:
     """Sum the information by layer and kind of parameter.
 
     Returns:
-        A row per layer and kind: ``layer`` (number of the block, or -1 outside of the blocks), ``kind`` (the
-        parameter's name without its block; where there are several stacks of blocks, as in an encoder-decoder, with
-        the stack's name), ``parameters`` (their number), ``total`` (Σ F), ``mean`` (per parameter), ``share`` (of the
-        model's Σ F; 0 where all is 0).
+        A row per layer and kind: ``layer`` and ``kind`` (:func:`blocks_and_kinds`), ``parameters`` (their number),
+        ``total`` (Σ F), ``mean`` (per parameter), ``share`` (of the model's Σ F; 0 where all is 0).
     """
     import pandas as pd
 
-    found = {name: re.search(r"\.(\d+)\.", name) for name in fisher.values}
-    several = len({name[: block.start()] for name, block in found.items() if block}) > 1
-    rows = []
-    for name, value in fisher.values.items():
-        block = found[name]
-        kind = name[block.end() :] if block else name
-        if block and several:
-            kind = f"{name[: block.start()]}: {kind}"
-        rows.append(
-            {
-                "layer": int(block.group(1)) if block else -1,
-                "kind": kind.removesuffix(".weight"),
-                "parameters": value.numel(),
-                "total": float(value.double().sum()),
-            }
-        )
+    places = blocks_and_kinds(fisher.values)
+    rows = [
+        {
+            "layer": places[name][0],
+            "kind": places[name][1],
+            "parameters": value.numel(),
+            "total": float(value.double().sum()),
+        }
+        for name, value in fisher.values.items()
+    ]
     frame = pd.DataFrame(rows).groupby(["layer", "kind"], as_index=False, sort=False).sum()
     frame["mean"] = frame["total"] / frame["parameters"]
     frame["share"] = frame["total"] / (frame["total"].sum() or 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -171,23 +171,33 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
         The change by layer, in the model's order.
     """
     squares: dict[str, tuple[float, float]] = {}
+    for _, layer, reference, tuned in compared_weights(base_model, model):
+        change = (tuned - reference).square().sum().item()
+        before = squares.get(layer, (0.0, 0.0))
+        squares[layer] = before[0] + change, before[1] + reference.square().sum().item()
+    return {
+        layer: math.sqrt(change / norm) if norm else (math.inf if change else 0.0)
+        for layer, (change, norm) in squares.items()
+    }
+
+
+def compared_weights(
+    base_model: PreTrainedModel, model: PreTrainedModel
+) -> Iterator[tuple[str, str, torch.Tensor, torch.Tensor]]:
+    """Pair the weights of a base model and a tuned one, as :func:`weight_change` compares them.
+
+    Yields:
+        Name in the base model, layer (:func:`forgetting.models.layer_name`), base value and tuned value, both in
+        float64 on the base model's device; in the model's order, a tied parameter once.
+    """
     tuned = _effective_weights(model)
     references = {name: (layer_name(name, base, base_model), base) for name, base in base_model.named_parameters()}
     for name, base in base_model.named_parameters(remove_duplicate=False):
         if name in tuned:  # tied in the base model, and here a parameter of its own
             references.setdefault(name, ("head", base))
-    with torch.no_grad():
-        for name, (layer, base) in references.items():
-            if name.startswith("heads."):
-                continue
-            reference = base.detach().double()
-            change = (tuned[name].to(base.device).double() - reference).square().sum().item()
-            before = squares.get(layer, (0.0, 0.0))
-            squares[layer] = before[0] + change, before[1] + reference.square().sum().item()
-    return {
-        layer: math.sqrt(change / norm) if norm else (math.inf if change else 0.0)
-        for layer, (change, norm) in squares.items()
-    }
+    for name, (layer, base) in references.items():
+        if not name.startswith("heads."):
+            yield name, layer, base.detach().double(), tuned[name].to(base.device).double()
 
 
 def _effective_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
