@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: Without special tokens, cut at the first of the strings that end it.
+        tokens: Ids up to the end token, which is not among them; they are not cut at a string.
+        finished: Whether it came to an end token or string; if not, it was cut at the most tokens allowed.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Batch:
     input_ids: torch.Tensor  # (B, W), padded on the left
     attention_mask: torch.Tensor  # (B, W)
@@ -87,19 +102,26 @@ class PreparedGenerations:
 
     def generate(self, model: PreTrainedModel) -> list[str]:
         """Return the continuations, without special tokens, cut at EOS and at the first of ``until``."""
-        texts = [""] * len(self._encoded)
+        return [continuation.text for continuation in self.continuations(model)]
+
+    def continuations(self, model: PreTrainedModel) -> list[Continuation]:
+        """Return the continuations with their tokens, and whether each came to an end."""
+        written = [Continuation("", (), False)] * len(self._encoded)
         ends = self._end_tokens(model)
         with evaluating(model), warnings.catch_warnings():
             # Of a soft prompt's peft says that it ignores positions: those of unpadded rows are what they would be.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
             for batch in self._unpadded if prompt_length(model) else self._batches:
                 for index, ids in zip(batch.members, self._continue(model, batch, ends), strict=True):
-                    end = next((k for k, token in enumerate(ids) if token in ends), len(ids))
-                    text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True))
-                    for stop in self.until:
-                        text = text.split(stop)[0]
-                    texts[index] = text
-        return texts
+                    written[index] = self._cut(ids, ends)
+        return written
+
+    def _cut(self, ids: list[int], ends: list[int]) -> Continuation:
+        end = next((k for k, token in enumerate(ids) if token in ends), len(ids))
+        whole = text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True))
+        for stop in self.until:
+            text = text.split(stop)[0]
+        return Continuation(text, tuple(ids[:end]), end < len(ids) or len(text) < len(whole))
 
     def _end_tokens(self, model: PreTrainedModel) -> list[int]:
         own = getattr(model.generation_config, "eos_token_id", None)
