@@ -7,7 +7,7 @@ import hashlib
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from forgetting.tracking import Tracker
 from forgetting.trainer import ContinualTrainer, training_arguments
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainerCallback
 
     from forgetting.families.base import Family
 
@@ -251,8 +251,9 @@ def train_task(
     model: PreTrainedModel,
     position: int,
     on_step: Callable[[int, int], None],
+    callbacks: Iterable[TrainerCallback] = (),
 ) -> tuple[PreTrainedModel, TaskCost]:
-    """Train on one task; the mitigation's own work before and after is in the time."""
+    """Train on one task; the mitigation's own work before and after is in the time, and that of ``callbacks``."""
     task, seen = setting.sequence.tasks[position], setting.sequence.tasks[:position]
     begun = time.perf_counter()
     torch.manual_seed(task_seed(config.seed, position))
@@ -269,7 +270,7 @@ def train_task(
             mitigation,
             args,
             setting.base.tokenizer,
-            callbacks=mitigation.callbacks(model, task),
+            callbacks=[*mitigation.callbacks(model, task), *callbacks],
             on_step=on_step,
         )
         if args.max_steps != 0:  # the Trainer would take 0 as no limit
