@@ -11,7 +11,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from forgetting.errors import UsageError
-from forgetting.evaluation.encoding import encode_texts, prefix_token_id
+from forgetting.evaluation.encoding import encode_pairs, encode_texts, prefix_token_id
 from forgetting.evaluation.likelihood import PreparedLikelihoods
 from forgetting.evaluation.reader import CAUSAL, CausalReader, Generations, Likelihoods, Reader, truncate_pairs
 
@@ -136,6 +136,21 @@ class _Options:
         if normal.get("do_sample") or float(normal.get("temperature") or 0) > 0:
             raise UsageError("generation_kwargs: the task samples (do_sample or temperature); only greedy decoding is")
         return cls(tuple(stop for stop in normal["until"] if stop), int(normal["max_gen_toks"]))
+
+
+def tokens_read(requests: Sequence[Instance], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return how many tokens a decoder reads of each request, and room for what it may generate.
+
+    The last token of a continuation is predicted, and not read; a text that is scored in windows counts 0.
+    """
+    tokens = [0] * len(requests)
+    pairs = [i for i, request in enumerate(requests) if request.request_type == "loglikelihood"]
+    for i, (context, target) in zip(pairs, encode_pairs(tokenizer, [requests[i].args[:2] for i in pairs]), strict=True):
+        tokens[i] = len(context) + len(target) - 1
+    written = [i for i, request in enumerate(requests) if request.request_type == "generate_until"]
+    for i, ids in zip(written, encode_texts(tokenizer, [requests[i].args[0] for i in written]), strict=True):
+        tokens[i] = len(ids) + _Options.of(requests[i].args[1]).max_new_tokens
+    return tokens
 
 
 class SharedContextLM(LM):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from forgetting.evaluation.lm import Prepared
+    from forgetting.evaluation.prompting import Prompt
     from forgetting.evaluation.reader import Reader
 
 __all__ = ["SUITES", "CapabilityScore", "Suite", "SuiteDefinition", "load_suite"]
@@ -49,6 +50,7 @@ def load_suite(
     limit: int | None = None,
     offset: int = 0,
     reader: Reader | None = None,
+    prompt: Prompt | None = None,
 ) -> Suite:
     """Load the union of suites; a capability that two names share is one column.
 
@@ -62,16 +64,17 @@ def load_suite(
         limit: Items per task, the first ones after ``offset``; all where not given.
         offset: Items per task that are passed over.
         reader: The way to read of another family than decoders.
+        prompt: What stands before every item; by default what the tasks say (few-shot examples, where they have some).
 
     Raises:
         UsageError: if a name means nothing (the nearest is named), data are missing (task, folder and split
-            are named), or a task has no item after ``offset``.
+            are named), a task has no item after ``offset``, or cannot take the prompt.
     """
     catalogue = Catalogue(data_dir)
     columns: dict[str, TaskGroup] = {}
     for name in names:
         columns.update({column.name: column for column in catalogue.load(name) if column.name not in columns})
-    return Suite([_Capability(column, limit, offset) for column in columns.values()], reader)
+    return Suite([_Capability(column, limit, offset, prompt) for column in columns.values()], reader)
 
 
 class Suite:
@@ -109,14 +112,23 @@ class Suite:
         with quiet():
             return {column.info.name: column.score() for column in self._capabilities}
 
-    def _prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Prepared:
-        from lm_eval.models.utils import resolve_max_length
+    def check_length(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise UsageError if the model does not read an item whole: it would read its end alone."""
+        from forgetting.evaluation.lm import tokens_read
 
+        most = _most_tokens(model, tokenizer)
+        for request, tokens in zip(self._requests, tokens_read(self._requests, tokenizer), strict=True):
+            if tokens > most:
+                raise UsageError(
+                    f"task {request.task_name!r}: item {request.doc_id} has {tokens} tokens with what stands before "
+                    f"it, and the model reads {most}; give fewer shots, or a shorter instruction"
+                )
+
+    def _prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Prepared:
         from forgetting.evaluation.lm import Prepared
         from forgetting.evaluation.reader import CAUSAL
-        from forgetting.models import prompt_length
 
-        key = batch_size, resolve_max_length(model.config, tokenizer) - prompt_length(model)
+        key = batch_size, _most_tokens(model, tokenizer)
         by_size = self._prepared.setdefault(tokenizer, {})
         if key not in by_size:
             reader = self._reader or CAUSAL
@@ -124,16 +136,28 @@ class Suite:
         return by_size[key]
 
 
+def _most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    from lm_eval.models.utils import resolve_max_length
+
+    from forgetting.models import prompt_length
+
+    return int(resolve_max_length(model.config, tokenizer)) - prompt_length(model)
+
+
 class _Capability:
     """One column: its tasks' requests, and how lm-eval turns responses into a score."""
 
-    def __init__(self, column: TaskGroup, limit: int | None = None, offset: int = 0) -> None:
+    def __init__(
+        self, column: TaskGroup, limit: int | None = None, offset: int = 0, prompt: Prompt | None = None
+    ) -> None:
         self.tasks = column.tasks
         self.documents: list[tuple[Task, list[list[Instance]]]] = []
         for task in self.tasks:
             with quiet(), compiled_templates():
                 if task.get_config("num_fewshot") is None:
                     task.set_config("num_fewshot", 0)
+                if prompt is not None:
+                    prompt.apply(task, _after(task, limit, offset) or list(range(len(task.eval_docs)))[:limit])
                 task.set_fewshot_seed(FEWSHOT_SEED)
                 task.build_all_requests(limit=limit, samples=_after(task, limit, offset))
             _memoise(task)
