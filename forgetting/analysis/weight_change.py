@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -87,15 +88,16 @@ def weight_changes(
         - ``norm`` ‖θ_base‖, ``change`` ‖Δ‖, ``relative`` ‖Δ‖/‖θ_base‖ (infinite where the norm is 0 and Δ is not);
         - ``effective_rank`` and ``stable_rank`` of Δ, and ``full_rank``, the most they could be; the filters of a
           convolution (O, I, h, w) as a matrix (O, I·h·w); NaN for vectors;
-        - ``fisher_change`` ½ Σ F Δ²: the second-order estimate, F's off-diagonal left out, of KL(base‖tuned) in nats
-          per unit of the Fisher (an example, where its estimator is ``exact`` or ``sample``). NaN for a parameter
-          that the Fisher has no value for.
+        - ``fisher_change`` ½ Σ F Δ², nats per example, whose sum over the rows is
+          :func:`forgetting.analysis.laws.second_order_rise`. NaN for a parameter that the Fisher has no value for.
 
     Raises:
-        ValueError: if the Fisher has a parameter that the model has not, or one of another shape.
+        ValueError: if the Fisher has a parameter that the model has not, one of another shape, or an estimator whose
+            unit is not the example.
     """
     import pandas as pd
 
+    from forgetting.analysis.laws import second_order_rise
     from forgetting.evaluation.drift import compared_weights
     from forgetting.importance import blocks_and_kinds
 
@@ -120,7 +122,9 @@ def weight_changes(
             "full_rank": full,
         }
         if fisher is not None:
-            row["fisher_change"] = _fisher_change(name, delta, information.pop(name, None))
+            own = {name: information.pop(name)} if name in information else {}
+            rise = second_order_rise({name: reference}, {name: tuned}, replace(fisher, values=own))
+            row["fisher_change"] = rise.per_example if own else float("nan")
         rows.append(row)
         names.append(name)
     if information:
@@ -135,14 +139,6 @@ def _relative(change: float, norm: float) -> float:
     if norm:
         return change / norm
     return float("inf") if change else 0.0
-
-
-def _fisher_change(name: str, delta: Tensor, information: Tensor | None) -> float:
-    if information is None:
-        return float("nan")
-    if information.shape != delta.shape:
-        raise ValueError(f"fisher: {name} has shape {tuple(information.shape)}, the model's has {tuple(delta.shape)}")
-    return 0.5 * float((information.to(delta) * delta.square()).sum())
 
 
 def pooled_changes(changes: pd.DataFrame, by: Literal["layer", "kind"]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from forgetting.analysis.laws import second_order_rise
 from forgetting.analysis.weight_change import effective_rank, pooled_changes, stable_rank, weight_changes
 from forgetting.evaluation.drift import weight_change
 from forgetting.fisher import DiagonalFisher, diagonal_fisher
@@ -80,6 +81,8 @@ def test_the_table_is_what_loops_give_and_its_layers_are_what_records_hold(make)
             assert 1 <= row["stable_rank"] <= row["full_rank"] and 1 <= row["effective_rank"] <= row["full_rank"]
         else:
             assert math.isnan(row["effective_rank"]) and math.isnan(row["stable_rank"])
+    whole = second_order_rise(base.state_dict(), tuned.state_dict(), fisher)
+    assert frame["fisher_change"].sum() == pytest.approx(whole.per_example, rel=1e-12)
     layers = pooled_changes(frame, "layer").set_index("layer")
     assert layers["relative"].to_dict() == pytest.approx(weight_change(base, tuned), rel=1e-9)
     kinds = pooled_changes(frame, "kind").set_index("kind")
@@ -163,7 +166,9 @@ def test_a_fisher_of_part_of_the_model_leaves_gaps_and_one_of_another_model_is_r
     assert pooled_changes(frame, "layer")["fisher_change"].isna().all()
     with pytest.raises(ValueError, match="fisher: has other, which the model has not"):
         weight_changes(base, tuned, DiagonalFisher({"other": torch.ones(1)}, "sample", 1, 1, 1))
-    with pytest.raises(ValueError, match=f"fisher: {name} has shape"):
+    with pytest.raises(ValueError, match=f"parameter {name} has shape"):
         weight_changes(base, tuned, DiagonalFisher({name: torch.ones(3)}, "sample", 1, 1, 1))
+    with pytest.raises(ValueError, match="estimator 'batched' squares per batch"):
+        weight_changes(base, tuned, DiagonalFisher(values, "batched", 1, 1))
     with pytest.raises(ValueError, match="by: 'block' is not"):
         pooled_changes(frame, "block")  # type: ignore[arg-type]
