@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
+from forgetting.analysis import stats
 from forgetting.analysis.stats import item_interval, paired_difference, seed_interval
 
 
@@ -80,6 +82,91 @@ def test_seed_interval_covers_as_often_as_it_says():
     assert covered == pytest.approx(0.95, abs=0.015)  # 3 standard errors
 
 
+def test_every_interval_names_its_method():
+    seeds, scores, labels = [0.1, 0.2, 0.4], [0.5, 0.2, 0.7], ["a", "a", "b"]
+    assert [seed_interval(seeds).method, seed_interval(seeds, method="BCa").method] == ["t", "BCa"]
+    assert [item_interval([0.0, 1.0]).method, item_interval(scores).method] == ["Wilson", "BCa"]
+    clustered = item_interval(scores, clusters=labels)
+    assert (clustered.method, clustered.kind, clustered.clusters) == ("cluster-robust t", "items", 2)
+    assert item_interval(scores).clusters is None
+
+
+def test_seeds_can_be_bootstrapped_and_stay_seeds():
+    values = np.random.default_rng(4).gamma(2.0, size=30)
+    got = seed_interval(values, level=0.9, method="BCa")
+    limits = scipy_stats.bootstrap(
+        (values,), np.mean, confidence_level=0.9, n_resamples=9999, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert (got.low, got.high) == pytest.approx((limits.low, limits.high))
+    assert (got.kind, got.n, got.mean) == ("seeds", 30, pytest.approx(values.mean()))
+    for values in ([0.5], [0.5, 0.5], [0.5, float("nan")]):
+        none = seed_interval(values, method="BCa")
+        assert none.kind == "seeds" and math.isnan(none.low) and math.isnan(none.high)
+
+
+def covered(n: int, repeats: int, seed: int) -> float:
+    generator = np.random.default_rng(seed)
+    intervals = (seed_interval(generator.normal(size=n), method="BCa") for _ in range(repeats))
+    return float(np.mean([i.low <= 0 <= i.high for i in intervals]))
+
+
+@pytest.mark.parametrize(("n", "share"), [(3, 0.72), (10, 0.9), (150, 0.95)])
+def test_bca_covers_as_often_as_its_docstring_says(monkeypatch, n, share):
+    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    repeats = 600
+    assert covered(n, repeats, seed=n) == pytest.approx(share, abs=3 * math.sqrt(share * (1 - share) / repeats))
+
+
+def test_wilsons_interval_covers_on_average_over_the_share():
+    n = 40
+    limits = [item_interval([1.0] * right + [0.0] * (n - right)) for right in range(n + 1)]
+    p = np.linspace(0.02, 0.98, 193)
+    inside = np.array([(i.low <= p) & (p <= i.high) for i in limits])  # (n+1, P)
+    chance = scipy_stats.binom.pmf(np.arange(n + 1)[:, None], n, p)
+    assert (inside * chance).sum(0).mean() == pytest.approx(0.95, abs=0.005)
+
+
+def test_clustered_interval_is_students_t_of_equal_clusters_means():
+    scores = np.random.default_rng(5).random((9, 4))
+    got = item_interval(scores.ravel(), clusters=np.repeat(np.arange(9), 4))
+    means = seed_interval(scores.mean(1))
+    assert (got.low, got.high) == pytest.approx((means.low, means.high))
+    assert (got.n, got.clusters) == (36, 9)
+    order = np.random.default_rng(6).permutation(36)
+    again = item_interval(scores.ravel()[order], clusters=np.repeat(list("ihgfedcba"), 4)[order])
+    assert (again.low, again.high) == pytest.approx((got.low, got.high))
+
+
+def test_clustered_interval_covers_where_wilsons_does_not():
+    generator = np.random.default_rng(7)
+    repeats, groups = 1000, 80
+    hits = np.zeros(2)
+    for _ in range(repeats):
+        labels = np.repeat(np.arange(groups), generator.integers(1, 10, size=groups))
+        share = generator.beta(0.6, 0.4, size=groups)[labels]  # 0.6 on average, alike within a context
+        items = (generator.random(labels.size) < share).astype(float)
+        for k, interval in enumerate((item_interval(items, clusters=labels), item_interval(items))):
+            hits[k] += interval.low <= 0.6 <= interval.high
+    clustered, independent = hits / repeats
+    assert clustered == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / repeats))
+    assert independent < 0.8
+
+
+def test_clusters_that_tell_nothing_have_no_interval():
+    for values, labels in (([0.0, 1.0, 1.0], ["a", "a", "a"]), ([1.0, 1.0, 1.0], ["a", "b", "b"])):
+        got = item_interval(values, clusters=labels)
+        assert math.isnan(got.low) and math.isnan(got.high)
+
+
+def test_differences_of_clustered_items():
+    before, after, labels = [0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 1.0], [0, 0, 1, 2]
+    got = paired_difference(before, after, "items", clusters=labels)
+    # mean 1/4; sums of residuals 1/2, −5/4, 3/4; error² = 3/2 (1/4 + 25/16 + 9/16) / 16; t_2 at 0.975
+    half = 4.302652729911275 * math.sqrt(1.5 * 2.375) / 4
+    assert (got.low, got.high) == pytest.approx((0.25 - half, 0.25 + half))
+    assert (got.kind, got.method, got.clusters) == ("items", "cluster-robust t", 3)
+
+
 @pytest.mark.parametrize("interval", [seed_interval, item_interval])
 def test_nothing_and_impossible_levels_are_refused(interval):
     with pytest.raises(ValueError, match="need one axis and at least one value"):
@@ -93,3 +180,12 @@ def test_nothing_and_impossible_levels_are_refused(interval):
 def test_unpaired_values_are_refused():
     with pytest.raises(ValueError, match=r"have shapes \(2,\) and \(3,\)"):
         paired_difference([0.0, 1.0], [0.0, 1.0, 1.0], "items")
+
+
+def test_options_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="method: 'bca' is neither"):
+        seed_interval([0.5, 0.6], method="bca")
+    with pytest.raises(ValueError, match="kind: 'runs' is neither"):
+        paired_difference([0.5, 0.6], [0.5, 0.7], "runs")
+    with pytest.raises(ValueError, match="seeds are independent"):
+        paired_difference([0.5, 0.6], [0.5, 0.7], "seeds", clusters=[0, 0])
