@@ -27,7 +27,7 @@ from forgetting.studies import (
 
 
 def interval(low: float, high: float) -> Interval:
-    return Interval("seeds", (low + high) / 2, low, high, 3, 0.95)
+    return Interval("seeds", (low + high) / 2, low, high, 3, 0.95, "t")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def recovered_share(after: ArrayLike, tuned: ArrayLike, base: ArrayLike, level: 
         raise ValueError(f"level: {level} is not between 0 and 1")
     n, undefined = arrays[0].size, float("nan")
     if n == 1:
-        return Interval("items", undefined, undefined, undefined, n, level)
+        return Interval("items", undefined, undefined, undefined, n, level, "Fieller")
     gain, loss = arrays[0] - arrays[1], arrays[2] - arrays[1]
     quantile = float(stats.t.ppf((1 + level) / 2, n - 1)) ** 2 / n
     (gain_variance, covariance), (_, loss_variance) = quantile * np.cov(gain, loss)
@@ -72,9 +72,9 @@ def recovered_share(after: ArrayLike, tuned: ArrayLike, base: ArrayLike, level: 
     b = float(gain.mean() * loss.mean() - covariance)
     c = float(gain.mean() ** 2 - gain_variance)
     if not a > 0:
-        return Interval("items", undefined, undefined, undefined, n, level)
+        return Interval("items", undefined, undefined, undefined, n, level, "Fieller")
     half = math.sqrt(max(b * b - a * c, 0.0))
-    return Interval("items", float(gain.mean() / loss.mean()), (b - half) / a, (b + half) / a, n, level)
+    return Interval("items", float(gain.mean() / loss.mean()), (b - half) / a, (b + half) / a, n, level, "Fieller")
 
 
 def recovery_table(

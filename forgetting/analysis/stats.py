@@ -11,6 +11,7 @@ with it.
 | items | Wilson | right or wrong |
 | items | BCa bootstrap | other scores |
 | items | cluster-robust t | items that share a context |
+| items | Fieller | a ratio of means: :func:`forgetting.analysis.recovery.recovered_share` |
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from forgetting.analysis.samples import (
 )
 
 SeedMethod = Literal["t", "BCa"]
-Method = Literal["t", "BCa", "Wilson", "cluster-robust t"]
+Method = Literal["t", "BCa", "Wilson", "cluster-robust t", "Fieller"]
 
 RESAMPLES = 9999
 RESAMPLED_VALUES = 10_000_000  # floats held at once while resampling, 80 MB
@@ -40,7 +41,7 @@ RESAMPLED_VALUES = 10_000_000  # floats held at once while resampling, 80 MB
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A confidence interval of a mean.
+    """A confidence interval of a mean, or of a ratio of means (Fieller's).
 
     Attributes:
         kind: What the sampling unit is.
