@@ -172,6 +172,8 @@ class Study:
         grids: Runs of a scale, by name; each is a study of the harness, so that one can be added later.
         conclude: Verdicts from the runs; called once every run is finished.
         draw: Figures from the runs, into a folder; called on whatever is finished.
+        then: Further grids, which depend on what those of ``grids`` found (settings chosen on a tuning sequence);
+            called once every run of those is finished. Until then theirs are not among the runs that are missing.
     """
 
     name: str
@@ -179,10 +181,14 @@ class Study:
     grids: Callable[[Scale], dict[str, StudyConfig]]
     conclude: Callable[[Results], list[Verdict]]
     draw: Callable[[Results, Path], None]
+    then: Callable[[Scale, Results], dict[str, StudyConfig]] | None = None
 
     def results(self, root: Path, scale: Scale) -> Results:
-        """What there is in ``root/<name>/<scale>``."""
-        return Results(root / self.name / scale, self.grids(scale))
+        """What there is in ``root/<name>/<scale>``; the grids of ``then`` only once it can tell them."""
+        first = Results(root / self.name / scale, self.grids(scale))
+        if self.then is None or first.missing:
+            return first
+        return Results(first.folder, {**first.grids, **self.then(scale, first)})
 
 
 def run_grids(grids: Mapping[Path, StudyConfig], workers: int, until: float = math.inf) -> None:
@@ -203,11 +209,14 @@ def run_grids(grids: Mapping[Path, StudyConfig], workers: int, until: float = ma
 
 def run_named(study: Study, root: Path, scale: Scale, *, workers: int = 2, until: float = math.inf) -> list[Verdict]:
     """Run what is missing of a study, then conclude."""
-    results = study.results(root, scale)
-    unfinished = {line.split(":")[0] for line in results.missing}
-    grids = {results.folder / grid: config for grid, config in results.grids.items() if grid in unfinished}
-    if grids and time.monotonic() < until:
-        run_grids(grids, workers, until)
+    tried: set[str] = set()
+    for _ in ("grids", "then"):
+        results = study.results(root, scale)
+        unfinished = {line.split(":")[0] for line in results.missing} - tried
+        grids = {results.folder / grid: config for grid, config in results.grids.items() if grid in unfinished}
+        if grids and time.monotonic() < until:
+            run_grids(grids, workers, until)
+            tried |= unfinished
     return conclude(study, root, scale)
 
 

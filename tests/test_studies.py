@@ -10,10 +10,15 @@ from typer.testing import CliRunner
 
 from forgetting.analysis.stats import Interval, seed_interval
 from forgetting.cli import app
+from forgetting.config import StudyConfig
 from forgetting.report.claims import write_claims
 from forgetting.studies import (
+    Claim,
     Outcome,
+    Results,
+    Scale,
     Study,
+    Verdict,
     conclude,
     decide,
     decide_below,
@@ -72,7 +77,7 @@ def test_a_study_runs_at_smoke_scale(name: str, tmp_path: Path) -> None:
 def test_a_study_has_seeds_for_its_intervals_where_its_verdicts_count(name: str) -> None:
     for scale in ("laptop", "gpu"):
         grids = load(name).grids(scale)
-        assert grids and all(len(config.seeds) >= 3 for config in grids.values())
+        assert grids and all(len(c.seeds) >= 3 for grid, c in grids.items() if grid != "tuning"), "it only chooses"
 
 
 def first() -> Study:
@@ -98,6 +103,43 @@ def test_half_a_grid_is_no_verdict(tmp_path: Path) -> None:
     victim.unlink()
     verdicts = conclude(study, tmp_path, "smoke")
     assert {verdict.outcome for verdict in verdicts} == {"not run"} and "1 runs are missing" in verdicts[0].ours
+
+
+def two_stages(seen: list[list[str]]) -> Study:
+    """The second grid repeats, with another seed, what the first one tried."""
+    small = first().grids("smoke")["rates"]
+
+    def then(scale: Scale, results: Results) -> dict[str, StudyConfig]:
+        tried = list(results.finished["mitigation"])
+        seen.append(tried)
+        return {
+            "reported": small.model_copy(update={"name": f"{scale}-two", "mitigations": tuple(tried), "seeds": (1,)})
+        }
+
+    return Study(
+        "two_stages",
+        (Claim("runs", "The second grid is run", "none"),),
+        lambda scale: {"tuning": small.model_copy(update={"mitigations": small.mitigations[:1]})},
+        lambda results: [Verdict("runs", "holds", ", ".join(results.grids))],
+        lambda results, folder: None,
+        then,
+    )
+
+
+def test_later_grids_wait_for_the_runs_that_they_depend_on(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+    study = two_stages(seen)
+    assert run_named(study, tmp_path, "smoke", until=float("-inf"))[0].outcome == "not run"
+    assert not seen and list(study.results(tmp_path, "smoke").grids) == ["tuning"]
+
+    verdict = run_named(study, tmp_path, "smoke", workers=1)[0]
+    assert (verdict.outcome, verdict.ours) == ("holds", "tuning, reported")
+    assert set(map(tuple, seen)) == {("low_lr:factor=0.01+few_steps:fraction=1",)}
+    finished = study.results(tmp_path, "smoke").finished
+    assert list(zip(finished["grid"], finished["seed"], strict=True)) == [("tuning", 0), ("reported", 1)]
+
+    next((tmp_path / study.name / "smoke" / "tuning" / "runs").glob("*-s0-*.json")).unlink()
+    assert conclude(study, tmp_path, "smoke")[0].outcome == "not run", "what was reported has no ground any more"
 
 
 def test_the_page_over_all_studies(tmp_path: Path) -> None:
