@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -80,6 +84,16 @@ def test_a_study_has_seeds_for_its_intervals_where_its_verdicts_count(name: str)
         assert grids and all(len(c.seeds) >= 3 for grid, c in grids.items() if grid != "tuning"), "it only chooses"
 
 
+def script(name: str) -> ModuleType:
+    """A script of experiments/ as a module."""
+    path = next(iter(scripts().values())).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def first() -> Study:
     return load("learning_rate")
 
@@ -140,6 +154,29 @@ def test_later_grids_wait_for_the_runs_that_they_depend_on(tmp_path: Path) -> No
 
     next((tmp_path / study.name / "smoke" / "tuning" / "runs").glob("*-s0-*.json")).unlink()
     assert conclude(study, tmp_path, "smoke")[0].outcome == "not run", "what was reported has no ground any more"
+
+
+def test_adaptation_paths_chooses_as_the_leaderboard_does() -> None:
+    leaderboard = script("leaderboard")
+    paths = script("adaptation_paths")
+    assert {method: leaderboard.METHODS[method] for method in paths.METHODS} == paths.METHODS
+    assert leaderboard.MARGIN == paths.MARGIN
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        settings = [setting for method in paths.METHODS.values() for setting in method]
+        frame = pd.DataFrame({"mitigation": settings, **{c: rng.random(len(settings)) for c in ("LA", "retention")}})
+        frame = frame.assign(view="", status="finished")
+        target = frame.loc[frame["mitigation"].isin(paths.METHODS["naive"]), "LA"].max() - paths.MARGIN
+        chosen = leaderboard.choose(frame, paths.METHODS, target)
+        assert paths.choose(frame) == chosen
+    results = SimpleNamespace(finished=frame.assign(grid="tuning"))
+    for scale in ("laptop", "gpu"):
+        (config,) = paths.then(scale, results).values()
+        assert config.mitigations == tuple(chosen.values()) and len(config.seeds) >= 3
+        (tuning,) = paths.grids(scale).values()
+        assert not set(tuning.seeds) & set(config.seeds)
+        assert tuning.evaluation.offset >= config.evaluation.limit, "other items of the probes"
+        assert not set(tuning.sequence.tasks) & set(config.sequence.tasks)
 
 
 def test_the_page_over_all_studies(tmp_path: Path) -> None:
