@@ -71,7 +71,8 @@ class TextDrift(_Record):
 class Row(_Record):
     """One evaluation: row i of R and G is measured after training on the first i tasks; row 0 is the base.
 
-    ``views`` holds the same row scored in another state of the model, such as ``adapter_off``.
+    ``views`` holds the same row scored in another state of the model, such as ``adapter_off``, and ``view_drift`` the
+    drift in that state.
     ``weight_change`` maps a layer's name to ‖θ − θ_base‖ / ‖θ_base‖.
     """
 
@@ -79,6 +80,7 @@ class Row(_Record):
     G: list[float]
     views: dict[str, dict[Literal["R", "G"], list[float]]] = {}
     drift: dict[str, TextDrift] = {}
+    view_drift: dict[str, dict[str, TextDrift]] = {}
     weight_change: dict[str, float] = {}
     evaluation_seconds: float
 

@@ -132,6 +132,8 @@ def test_references_and_curves_through_whole_runs(tmp_path: Path) -> None:
     for row, other in zip(wise.rows[1:], naive.rows[1:], strict=True):
         assert row.views["alpha=1"] == {"R": other.R, "G": other.G}
         assert row.views["alpha=0"] == {"R": naive.R[0], "G": naive.G[0]}
+        assert row.view_drift["alpha=1"] == other.drift != row.drift
+        assert all(d.kl_forward == d.kl_reverse == 0 for d in row.view_drift["alpha=0"].values())
         assert 0 < row.weight_change["block 0"] < other.weight_change["block 0"]
     paths = write_report(tmp_path / "small")
     frame = paths.frame.set_index(["mitigation", "view"])

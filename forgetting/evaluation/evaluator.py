@@ -77,12 +77,15 @@ class Evaluator:
         begun = time.perf_counter()
         R, G, items = self._scores(model, mitigation)
         row = Row(R=R, G=G, evaluation_seconds=0.0)
+        inputs = {"task_inputs": list(task.test)} if task else None
         for name, view in (mitigation.views(model) if mitigation else {}).items():
             with view:
                 view_R, view_G, _ = self._scores(model, None)
+                if self.drift is not None:
+                    row.view_drift[name] = self.drift.measure(model, inputs)
             row.views[name] = {"R": view_R, "G": view_G}
         if self.drift is not None:
-            row.drift = self.drift.measure(model, {"task_inputs": list(task.test)} if task else None)
+            row.drift = self.drift.measure(model, inputs)
             row.weight_change = weight_change(self.base.model, model)
         row.evaluation_seconds = time.perf_counter() - begun
         return Evaluation(row, items)

@@ -91,10 +91,10 @@ def summarise(store: ResultStore) -> pd.DataFrame:
         stderr = base_stderr(record, items)
         for view in ("", *views(record)):
             R, G = matrices(record, view)
-            row = {**labels, "view": view, **_scores(record, R, G, stderr)}
+            row = {**labels, "view": view, **_scores(record, R, G, stderr), **_drift(record, view)}
             if run.seed in single:
                 row["intransigence"] = metrics.intransigence(R, single[run.seed])
-            rows.append(row if view else {**row, **_flips(record, items), **_drift(record), **_cost(record)})
+            rows.append(row if view else {**row, **_flips(record, items), **_cost(record)})
     frame = pd.DataFrame(rows)
     flipped = [f"flips_{name}" for name in FLIPS]
     against_single = ["intransigence"] if single else []
@@ -212,9 +212,10 @@ def _flips(record: RunRecord, items: Items) -> dict[str, float]:
     return {f"flips_{name}": float(np.mean([getattr(f, name) for f in found])) for name in FLIPS} if found else {}
 
 
-def _drift(record: RunRecord) -> dict[str, float]:
-    """After the last task; ΔCE only of texts that the base model was measured on too."""
-    base, last = record.rows[0].drift, record.rows[-1].drift
+def _drift(record: RunRecord, view: str) -> dict[str, float]:
+    """After the last task, of the run or of a view; ΔCE only of texts that the base model was measured on too."""
+    base, end = record.rows[0].drift, record.rows[-1]
+    last = end.view_drift.get(view, {}) if view else end.drift
     values = {}
     for text, drift in last.items():
         if text in base:

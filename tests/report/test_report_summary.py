@@ -53,6 +53,7 @@ def _by_hand(tmp_path, *, with_items=True, metric="accuracy", chance=0.25):
             G=G[2],
             drift={"text": _drift(1.75, 0.25), "task_inputs": _drift(5.0, 4.0)},
             views=views,
+            view_drift={"adapter_off": {"text": _drift(1.5, 0.125)}},
             evaluation_seconds=3,
         ),
     ]
@@ -157,7 +158,8 @@ def test_a_view_is_a_row_of_its_own_with_the_base_models_row_0(tmp_path):
     # R of the view: base [1/4, 1/2], then [1/4, 1/4] twice
     assert (view["ACC"], view["LA"], view["BWT"], view["FWT"]) == (0.25, 0.25, 0.0, -0.25)
     assert view["retention"] == 1.0
-    assert math.isnan(view["delta_CE:text"]) and math.isnan(view["seconds"])
+    assert (view["delta_CE:text"], view["KL_forward:text"], view["KL_reverse:text"]) == (0.5, 0.125, 0.25)
+    assert math.isnan(view["KL_forward:task_inputs"]) and math.isnan(view["seconds"])  # not measured in it
 
 
 def test_without_items_the_standard_error_is_binomial_and_flips_are_unknown(tmp_path):
