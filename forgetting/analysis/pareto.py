@@ -65,6 +65,30 @@ def retention_at(points: ArrayLike, plasticity: float) -> float:
     return float(np.interp(plasticity, front[:, 0], front[:, 1]))
 
 
+def retention_between(points: ArrayLike, low: float, high: float) -> float:
+    """Return the mean of :func:`retention_at` over the plasticities from ``low`` to ``high``, by exact integration.
+
+    Where the hypervolume counts steps between the points, and so depends on how close they lie, this reads the curve
+    between them: two methods whose strengths have different scales can be compared by it.
+
+    Args:
+        points: (N, 2): plasticity and retention at N strengths.
+        low, high: Both within what is compared, ``low`` < ``high``.
+
+    Returns:
+        The mean retention; NaN where no strength reaches ``high``.
+
+    Raises:
+        ValueError: if the shape is another, a coordinate is not finite, or ``low`` is not below ``high``.
+    """
+    if not low < high:
+        raise ValueError(f"low: {low} is not below high = {high}; give a range of plasticities")
+    array = _points(points)
+    bends = array[pareto_front(array), 0]
+    read = np.unique([low, high, *bends[(low < bends) & (bends < high)]])  # the curve is straight between these
+    return float(np.trapezoid([retention_at(array, x) for x in read], read) / (high - low))
+
+
 def _points(points: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(points, dtype=np.float64)
     if array.ndim != 2 or not np.isfinite(array).all():

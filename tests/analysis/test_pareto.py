@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from forgetting.analysis.pareto import hypervolume, pareto_front, retention_at
+from forgetting.analysis.pareto import hypervolume, pareto_front, retention_at, retention_between
 
 
 def test_front_is_what_the_definition_says() -> None:
@@ -34,6 +34,20 @@ def test_retention_is_read_at_matched_plasticity() -> None:
     assert retention_at(curve, 0.4) == pytest.approx(0.9)
     assert retention_at(curve, 0.1) == 1.0
     assert np.isnan(retention_at(curve, 0.95))
+
+
+def test_mean_retention_at_matched_plasticity() -> None:
+    curve = [[0.2, 1.0], [0.6, 0.8], [0.5, 0.3], [0.9, 0.2]]
+    assert retention_between(curve, 0.2, 0.9) == pytest.approx((0.4 * 0.9 + 0.3 * 0.5) / 0.7)
+    assert retention_between(curve, 0.0, 0.2) == 1.0
+    assert np.isnan(retention_between(curve, 0.5, 0.95))
+    more = [*curve, [0.4, 0.9], [0.75, 0.5]]  # on the curve: the hypervolume grows, this does not
+    assert retention_between(more, 0.1, 0.9) == pytest.approx(retention_between(curve, 0.1, 0.9))
+    assert hypervolume(more) > hypervolume(curve)
+    sampled = [retention_at(curve, x) for x in np.linspace(0.3, 0.8, 1001)]
+    assert retention_between(curve, 0.3, 0.8) == pytest.approx(np.mean(sampled), abs=1e-3)
+    with pytest.raises(ValueError, match="low: 0.5 is not below high = 0.5"):
+        retention_between(curve, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("points", [[1.0, 2.0], [[1.0, float("nan")]]])
