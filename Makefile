@@ -1,4 +1,5 @@
-# Two commands on a fresh clone: `make demo` and `make test`. Each installs what it needs into .venv.
+# Two commands on a fresh clone: `make demo` and `make test`. Each installs what it needs into .venv; `make paper` needs
+# LaTeX too.
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -6,7 +7,7 @@ RUN := $(VENV)/bin/python
 SCALE := smoke
 WORKERS := 1
 
-.PHONY: demo test lint studies install clean
+.PHONY: demo test lint studies paper install clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/forgetting demo
@@ -23,6 +24,9 @@ studies: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(VENV)/bin/forgetting study run --all --scale $(SCALE) --workers $(WORKERS)
 
 install: $(VENV)/.installed
+
+paper: $(VENV)/.installed
+	$(MAKE) -C paper
 
 # The first of these interpreters that runs and is supported (3.11 or 3.12) makes the environment.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -1,0 +1,1 @@
+"""Parts of the article: each computes its macros, tables and figures from one folder of results."""
