@@ -84,7 +84,7 @@ def demo(results: Path, out: Output) -> None:
     table = points(results / "demo/summary.csv")
     table = table[table["view"] == ""].set_index("mitigation")
     settings = yaml.safe_load((results / "demo/study.yaml").read_text("utf-8"))
-    naive = table.loc["naive"]
+    naive: Any = table.loc["naive"]
     near = table[(table["LA"] - naive["LA"]).abs() <= NEAR].drop(index="naive")
     require(len(near) > 0 and bool((near["retention"] > naive["retention"]).all()), "methods at naive's LA retain more")
     less = table[table["LA"] < naive["LA"] - NEAR]
@@ -171,7 +171,7 @@ def real_model(results: Path, out: Output) -> None:
         runs = [record for record in records if record.config.mitigation == name]
         bits[str(name)] = seed_interval([record.rows[-1].drift[text].bpb for record in runs])
     chosen = json.loads((results / "real_model/chosen.json").read_text("utf-8"))
-    naive = table.loc["naive"]
+    naive: Any = table.loc["naive"]
     for method in ("replay", "ewc", "low rate"):
         require(bits[chosen[method]].high < bits["naive"].low, f"{method} keeps the stories better than naive")
     require(bits[chosen["lora"]].low > bits["naive"].high, "LoRA at its tuned rate ruins the stories more than naive")

@@ -68,11 +68,14 @@ def constant(script: str, name: str) -> Any:
         ValueError: if the script has no such constant.
     """
     for node in ast.parse((ROOT / script).read_text("utf-8")).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
+        if isinstance(node, ast.Assign):
+            targets, value = node.targets, node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets, value = [node.target], node.value
+        else:
+            continue
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return ast.literal_eval(node.value)  # type: ignore[union-attr, arg-type]
+            return ast.literal_eval(value)
     raise ValueError(f"name: {script} has no constant {name!r}")
 
 

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from parts.latex import Output, breakable, code, escape, require, tabular
+from parts.latex import Output, breakable, code, escape, power, require, tabular
 from parts.sources import ROOT, commits, found_in, provenances, read_json
 
 SCALES = ("gpu", "laptop")
 """The scales whose verdicts count, the one that is preferred first."""
 ACRONYMS = {"bwt": "BWT", "ewc": "EWC", "kl": "KL", "lora": "LoRA", "rl": "RL"}
+EXACTNESS = "tests/fisher/test_exactness.py"
 RUNS = "{study}/{scale}/*/runs/*-s*-????????????.json"
 """The records of a study's runs, below the results."""
 COLUMNS = ">{\\raggedright\\arraybackslash}p"
@@ -28,6 +29,7 @@ def package(out: Output) -> None:
     out.macro("PackageVersion", found_in("CITATION.cff", r"\nversion: (\S+)"), "CITATION.cff")
     level = seed_interval([0.0, 1.0]).level
     out.macro("Level", rf"{100 * level:g}\,\%", "forgetting/analysis/stats.py")
+    out.macro("FisherTolerance", power(float(found_in(EXACTNESS, r"\nTOLERANCE = (\S+)"))), EXACTNESS)
     out.macro("MitigationCount", len(classes), source)
     out.macro("ReferenceCount", sum(cls.reference for cls in classes.values()), source)
     rows = [[code(name), escape(cls.summary), paper(cls.paper)] for name, cls in classes.items()]
