@@ -41,4 +41,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) demo build paper/build paper/generated paper/forgetting.pdf *.egg-info .mypy_cache .ruff_cache .pytest_cache

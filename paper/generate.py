@@ -82,28 +82,28 @@ PARTS = (
         ("demo/summary.csv", "demo/study.yaml"),
         "forgetting demo",
         models.demo,
-        ("demo/runs/*-s?-????????????.json",),
+        ("demo/runs/*-s*-????????????.json",),
     ),
     Part(
         "leaderboard",
         ("leaderboard/leaderboard.csv", "leaderboard/figures/pareto.pdf"),
         "python experiments/leaderboard.py --workers 2",
         models.leaderboard,
-        ("leaderboard/*/*/runs/*-s?-????????????.json",),
+        ("leaderboard/*/*/runs/*-s*-????????????.json",),
     ),
     Part(
         "real",
         ("real_model/reported/summary.csv", "real_model/reported/figures/drift.pdf", "real_model/chosen.json"),
         "python experiments/real_model.py --data FOLDER --workers 2",
         models.real_model,
-        ("real_model/reported/runs/*-s?-????????????.json",),
+        ("real_model/reported/runs/*-s*-????????????.json",),
     ),
     Part(
         "vision",
         ("vision_forgetting/study.yaml", "vision_forgetting/vision_forgetting.pdf"),
         "python experiments/vision_forgetting.py --data FOLDER",
         models.vision,
-        ("vision_forgetting/runs/*-s?-????????????.json",),
+        ("vision_forgetting/runs/*-s*-????????????.json",),
     ),
 )
 

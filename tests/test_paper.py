@@ -29,7 +29,7 @@ CONSTRUCTS = (
     r"\\(documentclass|usepackage)(\[[^\]]*\])?\{[^}]*\}",
     r"\\newcommand\{\\\w+\}\[\d\](\[[^\]]*\])?",
     r"\\renewcommand\{\\\w+fraction\}\{0\.\d+\}",
-    r"\\(cite[tp]?|ref|eqref|label|input|bibliography|result|when|resultfigure|resulttable(\[[^\]]*\])?)\{[^}]*\}",
+    r"\\([cC]ite[tp]?|ref|eqref|label|input|bibliography|result|when|resultfigure|resulttable(\[[^\]]*\])?)\{[^}]*\}",
     r"#\d",
     r"-?\d*\.?\d+(\\linewidth|\\baselineskip|(pt|cm|em)\b)",  # lengths
     r"\\frac\{1\}\{[TCN](-1)?\}",  # definitions: denominators, indices, squares
@@ -125,7 +125,7 @@ def study(results: Path, name: str, scale: str, outcome: str, missing: list[str]
         "command": f"forgetting study run {name} --scale {scale}",
         "runs": 12,
         "claims": [claim],
-        "verdicts": [{"claim": "more", "outcome": outcome, "ours": "7 points (95% over seeds: 6 to 8, n = 3)"}],
+        "verdicts": [{"claim": "more", "outcome": outcome, "ours": "-7 points (95% over seeds: -8 to .1, n = 3)"}],
         "missing": missing,
     }
     (folder / "verdicts.json").write_text(json.dumps(content))
@@ -140,7 +140,7 @@ def test_macros_used_are_macros_defined(results: Path) -> None:
     out = generate.generate(results)
     text = "\n".join(path.read_text("utf-8") for path in TEXTS)
     generated = "\n".join(content.decode() for path, content in out.files.items() if path.endswith(".tex"))
-    of_latex = {"Delta", "Vert"}
+    of_latex = {"Citet", "Delta", "Vert"}
     used = set(re.findall(r"\\([A-Z][A-Za-z]+)", text)) - of_latex
     assert used - set(out.macros) == set(), "used, and defined by nothing"
     assert set(out.macros) - used - set(re.findall(r"\\([A-Z][A-Za-z]+)", generated)) == set(), "defined, and unused"
@@ -228,10 +228,17 @@ def test_studies_are_sections_or_not_run(results: Path) -> None:
     text = generate.generate(results).files["studies.tex"].decode()
     assert r"\subsection{Made up}" in text and "Scale laptop" in text, "the concluded scale, not a larger one begun"
     assert r"$\rho$ is $\ge$ 50 \% \& more" in text and r"\textbf{holds}" in text
+    assert r"$-$7 points (95\% over seeds: $-$8 to .1, n = 3)" in text
     assert r"figures/study-made-up.pdf" in text
     assert "1 of 12 runs are missing" in text and "seconds" not in text
     for name in studies.planned():
         assert latex.code(name) in text or latex.escape(studies.title(name)) in text
+
+
+def test_every_part_has_its_section() -> None:
+    text = "\n".join(path.read_text("utf-8") for path in TEXTS)
+    for part in generate.PARTS:
+        assert rf"\result{{{part.key}}}" in text and (PAPER / "sections" / f"{part.key}.tex").exists()
 
 
 def test_nothing_run_at_all_is_no_error(tmp_path: Path) -> None:
@@ -243,7 +250,7 @@ def test_nothing_run_at_all_is_no_error(tmp_path: Path) -> None:
 
 def test_every_reference_is_cited_and_complete() -> None:
     text = "\n".join(path.read_text("utf-8") for path in TEXTS)
-    cited = {key.strip() for keys in re.findall(r"\\cite[tp]?\{([^}]*)\}", text) for key in keys.split(",")}
+    cited = {key.strip() for keys in re.findall(r"\\[cC]ite[tp]?\{([^}]*)\}", text) for key in keys.split(",")}
     entries = re.split(r"^@", (PAPER / "references.bib").read_text("utf-8"), flags=re.MULTILINE)[1:]
     keys = [re.match(r"\w+\{([^,]+),", entry)[1] for entry in entries]  # type: ignore[index]
     assert len(keys) == len(set(keys)) and set(keys) == cited

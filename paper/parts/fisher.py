@@ -118,12 +118,8 @@ def ewc_step(results: Path, out: Output) -> None:
         rows.append([label, *(number(entry["ratio"], 2) for entry in entries)])
         rows[-1] += [number(entry["stored_bytes_per_model_byte"], 0) for entry in entries]
     require(all(content[f"ours {n}"]["stored_bytes_per_model_byte"] == 2 for n in tasks), "EWC stores two per weight")
-    out.table(
-        "ewc",
-        "l" + 2 * len(tasks) * "r",
-        ["protected tasks", *(f"{n}" for n in tasks), *(f"{n}" for n in tasks)],
-        rows,
-    )
+    header = ["", *(f"{what}, {count}" for what in ("time", "stored") for count in tasks)]
+    out.table("ewc", "l" + 2 * len(tasks) * "r", header, rows)
 
 
 def variants(results: Path, out: Output) -> None:

@@ -149,13 +149,18 @@ class Output:
         self.files[f"figures/{name}.pdf"] = source.read_bytes()
 
 
-def tabular(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A tabular environment between rules."""
+def tabular(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "tabular") -> str:
+    """A tabular environment between rules, or a longtable, which breaks between pages.
+
+    Raises:
+        ValueError: if a row has another number of cells than the header.
+    """
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"rows: {row!r} has {len(row)} cells; the header has {len(header)}")
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
-    return "\n".join([*lines, *(" & ".join(row) + r" \\" for row in rows), r"\bottomrule", r"\end{tabular}"])
+    head = [r"\toprule", " & ".join(header) + r" \\", r"\midrule", *([r"\endhead"] if kind == "longtable" else [])]
+    body = [" & ".join(row) + r" \\" for row in rows]
+    return "\n".join([rf"\begin{{{kind}}}{{{columns}}}", *head, *body, r"\bottomrule", rf"\end{{{kind}}}"])
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -34,27 +34,10 @@ def package(out: Output) -> None:
     out.macro("ReferenceCount", sum(cls.reference for cls in classes.values()), source)
     rows = [[code(name), escape(cls.summary), paper(cls.paper)] for name, cls in classes.items()]
     columns = f"l{COLUMNS}{{0.42\\linewidth}}{COLUMNS}{{0.41\\linewidth}}"
-    body = tabular(columns, ["name", "what it does", "after"], rows)
-    lines = body.splitlines()
-    head = "\n".join(lines[1:4])
-    out.write(
-        "mitigations.tex",
-        "\n".join(
-            [
-                r"{\scriptsize\setlength{\tabcolsep}{3pt}",
-                rf"\begin{{longtable}}{{@{{}}{columns}@{{}}}}",
-                r"\caption{The mitigations, from the package's registry.}\label{tab:mitigations}\\",
-                head,
-                r"\endfirsthead",
-                head,
-                r"\endhead",
-                *lines[4:-2],
-                r"\bottomrule",
-                r"\end{longtable}}",
-                "",
-            ]
-        ),
-    )
+    table = tabular(f"@{{}}{columns}@{{}}", ["name", "what it does", "paper"], rows, kind="longtable")
+    caption = r"\caption{The mitigations, from the package's registry.}\label{tab:mitigations}\\"
+    table = table.replace(r"\toprule", caption + "\n" + r"\toprule", 1)
+    out.write("mitigations.tex", rf"{{\scriptsize\setlength{{\tabcolsep}}{{3pt}}{table}}}" + "\n")
 
 
 def paper(text: str) -> str:
@@ -137,23 +120,24 @@ def _section(name: str, scale: str, content: dict[str, Any], results: Path, out:
         [
             escape(claim["sentence"]),
             escape(claim["paper"]) + (f": {escape(claim['published'])}" if claim["published"] else ""),
-            escape(said[claim["key"]]["ours"]),
+            escape(re.sub(r"(?<![\w-])-(?=\.?\d)", "−", said[claim["key"]]["ours"])),
             rf"\textbf{{{escape(said[claim['key']]['outcome'])}}}",
         ]
         for claim in content["claims"]
     ]
-    columns = f"@{{}}{COLUMNS}{{0.31\\linewidth}}{COLUMNS}{{0.26\\linewidth}}{COLUMNS}{{0.27\\linewidth}}l@{{}}"
+    columns = f"@{{}}{COLUMNS}{{0.31\\linewidth}}{COLUMNS}{{0.31\\linewidth}}{COLUMNS}{{0.26\\linewidth}}l@{{}}"
     folder = results / name / scale
     made = ", ".join(commits(provenances(results, [RUNS.format(study=name, scale=scale)])))
     lines = [
-        r"\needspace{14\baselineskip}",
+        r"\Needspace*{12\baselineskip}",
         rf"\subsection{{{escape(title(name))}}}",
         rf"\label{{sec:study-{name.replace('_', '-')}}}",
         text,
-        rf"Scale {escape(scale)}, {content['runs']} runs, commit {escape(made)}: {code(content['command'])}.",
         "",
-        r"\smallskip\noindent{\footnotesize\setlength{\tabcolsep}{4pt}",
-        tabular(columns, ["claim", "published", "ours", "verdict"], rows) + "}",
+        r"{\scriptsize\renewcommand{\arraystretch}{1.1}\setlength{\tabcolsep}{4pt}\setlength{\LTpre}{4pt}\setlength{\LTpost}{2pt}",
+        tabular(columns, ["claim", "published", "ours", "verdict"], rows, kind="longtable"),
+        rf"\noindent Scale {escape(scale)}, {content['runs']} runs, commit {escape(made)}:",
+        rf"{code(content['command'])}\par}}",
         "",
     ]
     for picture in sorted((folder / "figures").glob("*.pdf"))[:1]:
