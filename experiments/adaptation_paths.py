@@ -31,6 +31,7 @@ from forgetting.studies import (
     Study,
     Verdict,
     decide,
+    decide_all,
     decide_below,
     decide_within,
     main,
@@ -203,12 +204,12 @@ def conclude(results: Results) -> list[Verdict]:
         return Verdict(claim, outcome, told_of(interval, column, first, second))
 
     both = (learned + kept) / 2
-    balance = seed_interval(both["lora"] - both[[FULL, "in_context"]].max(axis=1))
+    balanced, balance = decide_all([(both["lora"] - both[rival]).to_numpy() for rival in (FULL, "in_context")])
     close = paired_difference(learned[FULL], learned["bitfit"], "seeds", 0.9)
     return [
         compare("full_learns", "LA", FULL, "lora"),
         compare("full_forgets", "retention", FULL, "lora", below=True),
-        Verdict("balance", decide(balance), f"{told(balance)} more than the better of the two"),
+        Verdict("balance", balanced, f"{told(balance)} more than the better of the two"),
         compare("context", "LA", "in_context", FULL, below=True),
         compare("ia3", "LA", "ia3", "in_context"),
         compare("unfreezing", "retention", "gradual_unfreezing", FULL),

@@ -64,7 +64,7 @@ CLAIMS = (
     Claim(
         "own_is_free",
         f"Stopping by the task's own validation loss costs less than {100 * COST:g} points of learning accuracy",
-        "Prechelt 1998",
+        "a question of our own",
     ),
     Claim(
         "own_retains",

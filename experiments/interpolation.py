@@ -23,7 +23,19 @@ from forgetting.analysis.pareto import retention_between
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.report.summary import curve_point
-from forgetting.studies import Claim, Outcome, Results, Scale, Study, Verdict, decide, decide_below, main, told
+from forgetting.studies import (
+    Claim,
+    Outcome,
+    Results,
+    Scale,
+    Study,
+    Verdict,
+    decide,
+    decide_all,
+    decide_below,
+    main,
+    told,
+)
 
 DAMAGE = "delta_CE:pretraining"
 MEASURES = ("ACC", "LA", "retention", DAMAGE)
@@ -139,19 +151,16 @@ def merged(results: Results, method: str) -> pd.DataFrame:
     return pd.concat([ends, between]).sort_values(["seed", "point"], ignore_index=True)
 
 
-def below_line(points: pd.DataFrame, *columns: str) -> Interval:
-    """How far a measure is below the line between its ends, at the point and of the measure where that is most.
-
-    The point is found by the mean over seeds, so that no seed brings its own noisiest one.
-    """
+def below_line(points: pd.DataFrame, slack: float, *columns: str) -> tuple[Outcome, Interval]:
+    """Is a measure nowhere further below the line between its ends than ``slack``; and the largest mean gap."""
     gaps = []
     for column in columns:
         table = points.pivot(index="seed", columns="point", values=column)
         share = table.columns.to_numpy(dtype=float)
         line = np.outer(table[0.0], 1 - share) + np.outer(table[1.0], share)
-        gaps.append((line - table.to_numpy())[:, 1:-1])
-    gap = np.concatenate(gaps, axis=1)
-    return seed_interval(gap[:, gap.mean(axis=0).argmax()])
+        gaps += list((line - table.to_numpy())[:, 1:-1].T)
+    outcome, _ = decide_all([slack - gap for gap in gaps])
+    return outcome, seed_interval(max(gaps, key=lambda gap: float(gap.mean())))
 
 
 def chosen_point(points: pd.DataFrame) -> float:
@@ -173,15 +182,15 @@ def free(points: pd.DataFrame, point: float) -> Verdict:
     return Verdict("free", outcome, f"at {point:g}: {told(gain)} more retained, {told(cost)} less learned")
 
 
-def lifted(results: Results, point: float) -> Interval:
-    """By how much the sum of the task vectors lifts the task that it lifts least."""
+def lifted(results: Results, point: float) -> tuple[Outcome, Interval]:
+    """Does the sum of the task vectors lift every task; and the lift of the one that it lifts least."""
     lifts = []
     for record in results.records("reported"):
         if record.config.mitigation.startswith("task_arithmetic"):
             last = record.rows[-1]
             scores = last.R if point == 1.0 else last.views[f"scale={point:g}"]["R"]
-            lifts.append(float(np.min(np.subtract(scores, record.R[0]))))
-    return seed_interval(lifts)
+            lifts.append(np.subtract(scores, record.R[0]))
+    return decide_all(list(np.array(lifts).T))
 
 
 def fisher_gain(results: Results) -> Interval:
@@ -199,17 +208,17 @@ def fisher_gain(results: Results) -> Interval:
 def conclude(results: Results) -> list[Verdict]:
     """The points furthest on the wrong side of the line, and what the chosen points gain, paired by seed."""
     points = path(results, "reported", "wise_ft")
-    barrier = below_line(points.assign(**{DAMAGE: -points[DAMAGE]}), DAMAGE)
-    under = below_line(points, "ACC", "retention")
+    smooth, barrier = below_line(points.assign(**{DAMAGE: -points[DAMAGE]}), LOSS_SLACK, DAMAGE)
+    above, under = below_line(points, SCORE_SLACK, "ACC", "retention")
     point = chosen_point(path(results, "tuning", "wise_ft"))
     sums = path(results, "tuning", "task_arithmetic").groupby("point", as_index=False)["ACC"].mean().iloc[1:]
     scale = float(sums["point"].iloc[sums["ACC"].argmax()])
-    lift, gain = lifted(results, scale), fisher_gain(results)
+    (lifts, lift), gain = lifted(results, scale), fisher_gain(results)
     return [
-        Verdict("loss", decide_below(barrier, LOSS_SLACK), f"{told(barrier, 1, 'nats per token')} above at most"),
-        Verdict("score", decide_below(under, SCORE_SLACK), f"{told(under)} below at most"),
+        Verdict("loss", smooth, f"{told(barrier, 1, 'nats per token')} above at most"),
+        Verdict("score", above, f"{told(under)} below at most"),
         free(points, point),
-        Verdict("sum", decide(lift), f"at scale {scale:g} the least raised task: {told(lift)} above the base model"),
+        Verdict("sum", lifts, f"at scale {scale:g} the least raised task: {told(lift)} above the base model"),
         Verdict("fisher", decide(gain), f"{told(gain)} more retained"),
     ]
 
@@ -228,9 +237,9 @@ def draw(results: Results, folder: Path) -> None:
 
     from forgetting.report.style import legend_below, new_canvas, panels, save, styled
 
-    if "reported" not in set(results.finished["grid"]):
+    points = path(results, "reported", "wise_ft") if "reported" in set(results.finished["grid"]) else None
+    if points is None or points.empty:
         return
-    points = path(results, "reported", "wise_ft")
     seeds = points["seed"].nunique()
     colors = seaborn.color_palette("colorblind")
     with styled():

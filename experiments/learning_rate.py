@@ -1,8 +1,9 @@
 """Does a low learning rate forget less, or only learn less? Rate × steps, and retention at matched learning accuracy.
 
-Papers: Sun et al. 2019, How to Fine-Tune BERT for Text Classification, arXiv 1905.05583, section 5.3.2 (a rate of 2e-5
-overcomes forgetting, 4e-4 does not converge); Lin et al. 2025, SFT Doesn't Always Hurt General Capabilities, arXiv
-2509.20758 (a smaller rate keeps general capabilities at comparable accuracy on the target). Command::
+Papers: Sun et al. 2019, How to Fine-Tune BERT for Text Classification, arXiv 1905.05583 (they put BERT's failure to
+converge at a rate of 4e-4, and its success at 2e-5, down to forgetting, which they do not measure); Lin et al. 2025,
+SFT Doesn't Always Hurt General Capabilities, arXiv 2509.20758 (a smaller rate keeps general capabilities at comparable
+accuracy on the target). Command::
 
     forgetting study run learning_rate --scale laptop
 
@@ -20,7 +21,7 @@ import pandas as pd
 from forgetting.analysis.pareto import retention_at
 from forgetting.analysis.stats import seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, decide_within, main, told
+from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, decide_below, main, told
 
 RATE = 1e-3
 FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -28,20 +29,20 @@ FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 DAMAGE = "delta_CE:pretraining"
 FLAT = 0.05
 """Nats per token: less is called no damage."""
-LOW, HIGH = (0.03, 0.1, 0.3), (1.0, 3.0)
-"""Factors of the curves that are compared at matched learning accuracy."""
+LOW, HIGH = (0.1, 0.3), (1.0, 3.0)
+"""Factors of the curves that are compared at matched learning accuracy: of as many points, or one would be favoured."""
 CLAIMS = (
     Claim(
         "flat",
         f"At a hundredth of the base rate held-out loss rises by less than {FLAT} nats per token",
         "Sun et al. 2019, arXiv 1905.05583",
-        "2e-5 does not forget",
+        "a rate of 2e-5 is said to overcome forgetting; measured was the target task",
     ),
     Claim(
         "rising",
         "At ten times the base rate held-out loss rises by more than at the base rate",
         "Sun et al. 2019, arXiv 1905.05583",
-        "4e-4 fails to converge",
+        "4e-4 fails to converge on the target task",
     ),
     Claim(
         "matched",
@@ -108,7 +109,7 @@ def conclude(results: Results) -> list[Verdict]:
         gain = seed_interval(values)
         last = Verdict("matched", decide(gain), f"{told(gain)} more retained at LA {100 * target:.0f}")
     return [
-        Verdict("flat", decide_within(flat, FLAT), told(flat, 1, "nats per token")),
+        Verdict("flat", decide_below(flat, FLAT), told(flat, 1, "nats per token")),
         Verdict("rising", decide(rising), told(rising, 1, "nats per token more")),
         last,
     ]

@@ -17,6 +17,7 @@ steps as replay but padding in its place. ``self``: replayed text is sampled fro
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ BETHUNE = "Bethune et al. 2025, arXiv 2502.06042"
 CLAIMS = (
     Claim(
         "law",
-        "The injection law, fitted without a cell, predicts its damage with less than half the error of the mean",
+        "The injection law, fitted without a cell, predicts its damage with less error than the same law without "
+        "injection (B = 0)",
         BETHUNE,
         "the law predicts unseen settings",
     ),
@@ -122,15 +124,19 @@ def law_points(results: Results) -> pd.DataFrame:
 
 
 def law_error(points: pd.DataFrame) -> float:
-    """Error of the law on cells that it was not fitted on, over that of the mean; NaN where it cannot be fitted."""
+    """Error of the law on left-out cells, over that of the law with B = 0; NaN where one cannot be fitted.
+
+    A cell is a model, a D and a number of replayed examples: two shares that gave the same number are one cell.
+    """
     data = {"loss": points[DAMAGE].to_numpy(), "D": points["D"].to_numpy(), "N": points["N"].to_numpy()}
     data |= {"p": points["p"].to_numpy(), "base": np.zeros(len(points))}
-    cells = [f"{row.grid} {row.mitigation}" for row in points.itertuples()]
+    cells = [f"{row.grid} {row.p:.6f}" for row in points.itertuples()]
+    laws = (fit_injection, partial(fit_injection, fixed={"B": 0.0}))
     try:
-        error = leave_one_group_out(fit_injection, data, target="loss", groups=cells, extrapolate=True).pooled
+        errors = [leave_one_group_out(law, data, target="loss", groups=cells, extrapolate=True) for law in laws]
     except ValueError:
         return math.nan
-    return error.rmse / error.rmse_of_mean
+    return errors[0].pooled.rmse / errors[1].pooled.rmse
 
 
 def by_seed(results: Results, grid: str, mitigation: str, column: str) -> pd.Series:
@@ -148,13 +154,13 @@ def conclude(results: Results) -> list[Verdict]:
         law = Verdict("law", "undecided", "the law cannot be fitted to these cells")
     else:
         ratio = seed_interval(errors)
-        law = Verdict("law", decide_below(ratio, 0.5), told(ratio, 1, "of the mean's error"))
+        law = Verdict("law", decide_below(ratio, 1.0), told(ratio, 1, "of its error without injection"))
     verdicts = [law]
     for shift in SHIFTS:
         rise = seed_interval(by_seed(results, f"shift-{shift}", "replay:fraction=0.01", DAMAGE), level=0.9)
         naive = seed_interval(by_seed(results, f"shift-{shift}", NAIVE, DAMAGE))
         numbers = f"{told(rise, 1, 'nats per token')}; naive {naive.mean:.3g}"
-        verdicts.append(Verdict(f"one_percent_{shift}", decide_within(rise, ENOUGH), numbers))
+        verdicts.append(Verdict(f"one_percent_{shift}", decide_below(rise, ENOUGH), numbers))
     real = by_seed(results, "shift-new", MOST, "retention")
     own = seed_interval((by_seed(results, "self", MOST, "retention") - real).to_numpy(), level=0.9)
     control = seed_interval((real - by_seed(results, "shift-new", CONTROL, "retention")).to_numpy())
@@ -193,11 +199,12 @@ def draw(results: Results, folder: Path) -> None:
             axis.set_title(f"{model:,.0f} parameters")
         shown = {NAIVE: "naive", "replay:fraction=0.01": "1%", MOST: "25%", CONTROL: "25%,\ncontrol"}
         for place, (shift, color) in enumerate(zip(SHIFTS, seaborn.color_palette("colorblind", 3), strict=True)):
-            intervals = [seed_interval(by_seed(results, f"shift-{shift}", text, DAMAGE)) for text in shown]
-            _errorbars(axes[-1], [i + 0.12 * (place - 1) for i in range(len(shown))], intervals, color, shift)
+            values = [by_seed(results, f"shift-{shift}", text, DAMAGE) for text in shown]
+            there = [(i + 0.12 * (place - 1), seed_interval(v.to_numpy())) for i, v in enumerate(values) if len(v)]
+            _errorbars(axes[-1], [x for x, _ in there], [interval for _, interval in there], color, shift)
         axes[-1].set_xticks(range(len(shown)), list(shown.values()))
         axes[-1].set_ylabel("rise of held-out loss (nats per token)")
-        axes[-1].set_title(f"by shift, D = {sizes[-1]:g}")
+        axes[-1].set_title(f"by shift, D = {results.grids['shift-new'].sequence.train_size}")
         axes[-1].legend(frameon=False)
         legend_below(canvas, handles[: len(sizes)], [f"D = {size:g} examples" for size in sizes])
         canvas.suptitle(f"Replayed share of pretraining text; mean and 95% t interval over n = {seeds} seeds")

@@ -47,13 +47,19 @@ def run_study(
         raise UsageError("study run: name studies, or give --all")
     checked = scale_of(scale)
     until = math.inf if hours is None else time.monotonic() + 3600 * hours
+    stopped: list[str] = []
     for study in [load(one) for one in (scripts() if every else name or ())]:
-        verdicts = (
-            conclude(study, output, checked)
-            if draw
-            else run_named(study, output, checked, workers=workers, until=until)
-        )
+        try:
+            if draw:
+                verdicts = conclude(study, output, checked)
+            else:
+                verdicts = run_named(study, output, checked, workers=workers, until=until)
+        except UsageError as error:  # the others can run: what is needed is said at the end
+            stopped.append(f"{study.name}: {error}")
+            continue
         print_verdicts(study, verdicts)
+    if stopped:
+        raise UsageError("; ".join(stopped))
 
 
 @studies.command("summary")

@@ -24,10 +24,9 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return teacher.eval()
 
 
-def several_heads(model: PreTrainedModel) -> Heads | None:
-    """The heads of a model in which every task has its own: new, it predicts what it began with; else ``None``."""
-    heads = getattr(model, "heads", None)
-    return heads if len(getattr(heads, "sizes", ())) > 1 else None
+def task_heads(model: PreTrainedModel) -> Heads | None:
+    """The heads that tasks added to a model: new, a head predicts what it began with; ``None`` where there are none."""
+    return getattr(model, "heads", None)
 
 
 def watched_divergence(

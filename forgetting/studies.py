@@ -15,7 +15,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from forgetting.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
     from forgetting.analysis.stats import Interval
     from forgetting.config import StudyConfig
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 Scale = Literal["smoke", "laptop", "gpu"]
 """``smoke``: seconds, shows that the script runs, its verdicts mean nothing; ``laptop``: two cores, hours;
-``gpu``: one large GPU, half an hour."""
+``gpu``: sized for one large GPU, and not timed yet."""
+
+TUNING = "tuning"
+"""The name of a grid that only chooses settings."""
 
 Outcome = Literal["holds", "fails", "undecided", "not run"]
 
@@ -93,6 +97,32 @@ def decide_within(interval: Interval, margin: float) -> Outcome:
     return "fails" if interval.low > margin or interval.high < -margin else "undecided"
 
 
+def decide_all(samples: Sequence[ArrayLike], above: float = 0.0, level: float = 0.95) -> tuple[Outcome, Interval]:
+    """Decide a claim that each of several means over seeds lies above a value.
+
+    It holds where every interval does (an intersection-union test, which needs no correction), and fails where one
+    lies below at the level that Bonferroni gives each; the extreme one is never picked first and tested then.
+
+    Args:
+        samples: Of each mean, a number per seed.
+        above: The value.
+        level: Of the intervals.
+
+    Returns:
+        The outcome, and the interval of the least mean.
+    """
+    from forgetting.analysis.stats import seed_interval
+
+    intervals = [seed_interval(values, level) for values in samples]
+    least = min(intervals, key=lambda interval: interval.mean)
+    if all(decide(interval, above) == "holds" for interval in intervals):
+        return "holds", least
+    corrected = 1 - (1 - level) / len(intervals)
+    if any(decide(seed_interval(values, corrected), above) == "fails" for values in samples):
+        return "fails", least
+    return "undecided", least
+
+
 def told(interval: Interval, scale: float = 100.0, unit: str = "points") -> str:
     """An interval in words: ``-3.1 points (95% over seeds: -4.0 to -2.2, n = 3)``."""
     if math.isnan(interval.low):
@@ -149,16 +179,24 @@ class Results:
 
     @cached_property
     def missing(self) -> list[str]:
-        """The runs that are planned and not finished: ``grid: mitigation, seed s``, with the reason of a failed one."""
+        """The planned runs that are not begun or not at their end: ``grid: mitigation, seed s``."""
+        return [line for line, status, _ in self._statuses if status not in ("finished", "failed")]
+
+    @cached_property
+    def failed(self) -> list[str]:
+        """The runs that failed, with the reason; a failed run is a result, and is not run again."""
+        return [f"{line} ({reason})" for line, status, reason in self._statuses if status == "failed"]
+
+    @cached_property
+    def _statuses(self) -> list[tuple[str, str, str]]:
         found = []
         for grid, config in self.grids.items():
             stored = self.store(grid).records() if grid in self.begun else ()
             records = {record.run_id: record for record in stored}
             for run in config.runs():
                 record = records.get(run.run_id)
-                if record is None or record.status != "finished":
-                    why = f" (failed: {record.reason})" if record is not None and record.status == "failed" else ""
-                    found.append(f"{grid}: {run.mitigation}, seed {run.seed}{why}")
+                status, reason = ("not begun", "") if record is None else (record.status, record.reason or "")
+                found.append((f"{grid}: {run.mitigation}, seed {run.seed}", status, reason))
         return found
 
 
@@ -223,19 +261,27 @@ def run_named(study: Study, root: Path, scale: Scale, *, workers: int = 2, until
 def conclude(study: Study, root: Path, scale: Scale) -> list[Verdict]:
     """Write verdicts, summary and figures of what is there; trains nothing.
 
-    Verdicts are ``not run`` until every run of the scale has finished: which cells are there must not decide.
+    Verdicts are ``not run`` until every run of the scale has come to its end: which cells are there must not decide.
+    They are ``undecided`` where runs failed, but for those of a grid ``tuning``, whose settings are then never chosen.
+
+    Raises:
+        UsageError: if runs are stored that are not of the script's grids.
     """
     from forgetting.results import write_atomically
 
     results = study.results(root, scale)
+    for grid in results.begun:
+        results.store(grid).check(results.grids[grid])
+    failed = [line for line in results.failed if not line.startswith(f"{TUNING}:")]
     if results.missing:
         verdicts = [Verdict(claim.key, "not run", f"{len(results.missing)} runs are missing") for claim in study.claims]
+    elif failed:
+        told_of = f"{len(failed)} runs failed, the first {failed[0]}"
+        verdicts = [Verdict(claim.key, "undecided", told_of) for claim in study.claims]
     else:
         verdicts = study.conclude(results)
     known = {claim.key for claim in study.claims}
     assert {verdict.claim for verdict in verdicts} == known, f"{study.name}: a verdict on each of {known}, and no other"
-    if len(results.finished):
-        study.draw(results, results.folder / "figures")
     summary = results.frame.to_csv(index=False, lineterminator="\n")
     write_atomically(results.folder / "summary.csv", summary.encode())
     content = {
@@ -246,10 +292,13 @@ def conclude(study: Study, root: Path, scale: Scale) -> list[Verdict]:
         "claims": [asdict(claim) for claim in study.claims],
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "missing": results.missing,
+        "failed": results.failed,
     }
     write_atomically(
         results.folder / "verdicts.json", (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
     )
+    if len(results.finished):
+        study.draw(results, results.folder / "figures")
     return verdicts
 
 

@@ -141,7 +141,13 @@ def generate(results: Path) -> Output:
 
 
 def write(out: Output, folder: Path) -> None:
-    """Replace a folder of generated files."""
+    """Replace a folder of generated files, and no other.
+
+    Raises:
+        ValueError: if the folder holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "macros.tex").exists():
+        raise ValueError(f"output {folder}: holds files that this script did not make; give another folder")
     shutil.rmtree(folder, ignore_errors=True)
     for path, content in sorted(out.files.items()):
         write_atomically(folder / path, content)
@@ -154,10 +160,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "generated")
     options = parser.parse_args()
     try:
-        out = generate(options.results)
+        write(generate(options.results), options.output)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    write(out, options.output)
 
 
 if __name__ == "__main__":

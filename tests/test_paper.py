@@ -231,7 +231,7 @@ def test_studies_are_sections_or_not_run(results: Path) -> None:
     assert r"$-$7 points (95\% over seeds: $-$8 to .1, n = 3)" in text
     assert r"figures/study-made-up.pdf" in text
     assert "1 of 12 runs are missing" in text and "seconds" not in text
-    for name in studies.planned():
+    for name in studies.scripts():
         assert latex.code(name) in text or latex.escape(studies.title(name)) in text
 
 

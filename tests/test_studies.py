@@ -25,6 +25,7 @@ from forgetting.studies import (
     Verdict,
     conclude,
     decide,
+    decide_all,
     decide_below,
     decide_within,
     load,
@@ -55,6 +56,18 @@ def test_a_verdict_needs_a_whole_interval(
     assert decide(interval(low, high)) == above
     assert decide_below(interval(low, high)) == below
     assert decide_within(interval(low, high), 0.2) == within
+
+
+def test_one_of_several_decides_without_being_picked_first() -> None:
+    rng = np.random.default_rng(0)
+    outcomes = []
+    for _ in range(400):  # four true rises of .02 under noise of .05, ten seeds
+        outcomes.append(decide_all(list(rng.normal(0.02, 0.05, (4, 10))))[0])
+    assert outcomes.count("fails") / 400 < 0.025 + 3 * (0.025 * 0.975 / 400) ** 0.5
+    assert decide_all([[1.0, 1.1, 0.9], [2.0, 2.1, 1.9]])[0] == "holds"
+    outcome, least = decide_all([[1.0, 1.1, 0.9], [-2.0, -2.1, -1.9]])
+    assert outcome == "fails" and least.mean == pytest.approx(-2.0)
+    assert decide_all([[1.0, 1.1, 0.9], [-0.5, 0.6, 0.1]])[0] == "undecided"
 
 
 def test_numbers_are_told_with_interval_level_and_n() -> None:
@@ -177,6 +190,29 @@ def test_adaptation_paths_chooses_as_the_leaderboard_does() -> None:
         assert not set(tuning.seeds) & set(config.seeds)
         assert tuning.evaluation.offset >= config.evaluation.limit, "other items of the probes"
         assert not set(tuning.sequence.tasks) & set(config.sequence.tasks)
+
+
+def test_a_failed_run_is_a_result_and_leaves_its_claims_open(tmp_path: Path) -> None:
+    study = first()
+    run_named(study, tmp_path, "smoke", workers=1)
+    path = sorted((tmp_path / study.name / "smoke" / "rates" / "runs").glob("*-s0-*.json"))[0]
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"status": "failed", "reason": "loss is not finite"}))
+    verdicts = conclude(study, tmp_path, "smoke")
+    assert {verdict.outcome for verdict in verdicts} == {"undecided"} and "loss is not finite" in verdicts[0].ours
+    content = json.loads((tmp_path / study.name / "smoke" / "verdicts.json").read_text())
+    assert content["missing"] == [] and len(content["failed"]) == 1
+
+
+def test_stored_runs_of_another_grid_are_refused(tmp_path: Path) -> None:
+    from forgetting.errors import UsageError
+
+    study = first()
+    config = study.grids("smoke")["rates"]
+    other = config.model_copy(update={"mitigations": config.mitigations[:1]})
+    run_grids({tmp_path / study.name / "smoke" / "rates": other}, workers=1)
+    with pytest.raises(UsageError, match="holds another study"):
+        conclude(study, tmp_path, "smoke")
 
 
 def test_the_page_over_all_studies(tmp_path: Path) -> None:

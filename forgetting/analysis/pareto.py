@@ -73,7 +73,8 @@ def retention_between(points: ArrayLike, low: float, high: float) -> float:
 
     Args:
         points: (N, 2): plasticity and retention at N strengths.
-        low, high: Both within what is compared, ``low`` < ``high``.
+        low: Where the range begins.
+        high: Where it ends, above ``low``; both within what is compared.
 
     Returns:
         The mean retention; NaN where no strength reaches ``high``.

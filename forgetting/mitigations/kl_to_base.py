@@ -37,7 +37,7 @@ class KLToBase(Mitigation[KLToBaseOptions]):
 
     With ``on=text`` a minibatch of pretraining text (its train split) of the task's batch size goes with every batch;
     nothing of it but the teacher's predictions is learned. Where gradients are computed again (``sam``), another
-    minibatch is drawn. Where every task has a head of its own, ``on=task`` compares the pretrained head's predictions.
+    minibatch is drawn. Where tasks add heads, ``on=task`` compares the pretrained head's predictions.
     """
 
     summary: ClassVar[str] = "KL divergence to the pretrained model, on the task's inputs or on pretraining text"
@@ -54,22 +54,22 @@ class KLToBase(Mitigation[KLToBaseOptions]):
 
     def check_model(self, model: PreTrainedModel) -> None:
         """The pretrained model must predict something on a task's inputs."""
-        from forgetting.distillation import several_heads
+        from forgetting.distillation import task_heads
 
-        heads = several_heads(model) if self.options.strength > 0 and self.options.on == "task" else None
+        heads = task_heads(model) if self.options.strength > 0 and self.options.on == "task" else None
         if heads is not None and not heads.own:
             raise UsageError(
                 "mitigation 'kl_to_base': on=task compares with what the pretrained model predicts on a task's inputs, "
-                "and a task's head is new with it; give on=text, or sequence.scenario domain or class"
+                "and its head is new with the task; give on=text"
             )
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Keep the pretrained model, and encode the text."""
-        from forgetting.distillation import frozen_copy, several_heads
+        from forgetting.distillation import frozen_copy, task_heads
 
         super().setup(model, context)
         if self.options.strength > 0:
-            if self.options.on == "task" and (heads := several_heads(model)) is not None:
+            if self.options.on == "task" and (heads := task_heads(model)) is not None:
                 heads.watched.add(0)
             self._teacher = frozen_copy(model)
             if self.options.on == "text":
@@ -92,7 +92,7 @@ class KLToBase(Mitigation[KLToBaseOptions]):
             kl_divergence,
             predict,
             predicted_logits,
-            several_heads,
+            task_heads,
             teach,
             watched_divergence,
         )
@@ -100,7 +100,7 @@ class KLToBase(Mitigation[KLToBaseOptions]):
         if self.options.strength == 0:
             return loss
         direction = self.options.direction
-        if self.options.on == "task" and several_heads(self._teacher) is not None:
+        if self.options.on == "task" and task_heads(self._teacher) is not None:
             return loss + self.options.strength * watched_divergence(
                 self._teacher, outputs, batch, [0], direction=direction
             )

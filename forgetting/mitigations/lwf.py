@@ -29,9 +29,9 @@ class LwFOptions(Options):
 class LwF(Mitigation[LwFOptions]):
     """The teacher is the model before this task, for the first task the pretrained one, in eval mode.
 
-    Where every task has a head of its own, the old heads are distilled on the new task's inputs, as in the paper: the
-    pretrained one, where there is one, and those of the tasks before; the sum over heads is added. A model with one
-    output layer has the same tokens' targets and the teacher's predictions weighed against each other.
+    Where tasks add heads, the old ones are distilled on the new task's inputs, as in the paper: the pretrained one,
+    where there is one, and those that tasks before this one used; the sum over heads is added. A model that writes has
+    one output layer, so that the same tokens' targets and the teacher's predictions are weighed against each other.
     """
 
     summary: ClassVar[str] = "distil from the model before the task, on the task's inputs"
@@ -42,20 +42,20 @@ class LwF(Mitigation[LwFOptions]):
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
-        """Begin with the pretrained head as the only old one, where heads are told apart."""
-        from forgetting.distillation import several_heads
+        """Begin with the pretrained head as the only old one, where there are heads."""
+        from forgetting.distillation import task_heads
 
-        heads = several_heads(model)
+        heads = task_heads(model)
         self._old = {0} if heads is not None and heads.own else set[int]()
         return super().setup(model, context)
 
     def before_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Keep the model as it is."""
-        from forgetting.distillation import frozen_copy, several_heads
+        from forgetting.distillation import frozen_copy, task_heads
 
         if self.options.strength > 0:
             self._met: set[int] = set()
-            if (heads := several_heads(model)) is not None:
+            if (heads := task_heads(model)) is not None:
                 heads.watched |= self._old
             self._teacher = frozen_copy(model)
         return model
@@ -67,7 +67,7 @@ class LwF(Mitigation[LwFOptions]):
         from forgetting.distillation import (
             kl_divergence,
             predicted_logits,
-            several_heads,
+            task_heads,
             teach,
             watched_divergence,
         )
@@ -75,7 +75,7 @@ class LwF(Mitigation[LwFOptions]):
         if self.options.strength == 0:
             return loss
         temperature = self.options.temperature
-        if several_heads(self._teacher) is not None:
+        if task_heads(self._teacher) is not None:
             self._met |= {head for head in batch["head"].tolist() if head >= 0}
             if not self._old:
                 return loss

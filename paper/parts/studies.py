@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 from typing import Any
 
+from forgetting.studies import headline, scripts
 from parts.latex import Output, breakable, code, escape, power, require, tabular
-from parts.sources import ROOT, commits, found_in, provenances, read_json
+from parts.sources import commits, found_in, provenances, read_json
 
 SCALES = ("gpu", "laptop")
 """The scales whose verdicts count, the one that is preferred first."""
@@ -59,16 +59,6 @@ def evaluation(results: Path, out: Output) -> None:
     out.macro("EvaluationRepeats", int(content["repeats"]), source)
 
 
-def planned() -> dict[str, str]:
-    """The scripts of named studies, and the question of each: the first line of its docstring."""
-    found = {}
-    for path in sorted((ROOT / "experiments").glob("*.py")):
-        text = path.read_text("utf-8")
-        if "\nSTUDY = " in text:
-            found[path.stem] = (ast.get_docstring(ast.parse(text)) or path.stem).splitlines()[0]
-    return found
-
-
 def verdicts(results: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     """By study, scale and content of its verdicts: of the first of SCALES that is concluded, else begun."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -87,7 +77,8 @@ def studies(results: Path, out: Output) -> None:
     The question of a study is framed by hand in ``sections/studies/<name>.tex``; where there is none, by the first line
     of its script.
     """
-    questions, found = planned(), verdicts(results)
+    questions = {name: headline(path) for name, path in scripts().items()}
+    found = verdicts(results)
     concluded = {name: entry for name, entry in found.items() if not entry[1]["missing"]}
     outcomes = [verdict["outcome"] for _, content in concluded.values() for verdict in content["verdicts"]]
     source = "results/*/*/verdicts.json"
@@ -112,7 +103,8 @@ def studies(results: Path, out: Output) -> None:
 
 
 def _section(name: str, scale: str, content: dict[str, Any], results: Path, out: Output) -> str:
-    question = planned().get(name, "")
+    known = scripts()
+    question = headline(known[name]) if name in known else ""
     framing = Path(__file__).resolve().parents[1] / "sections" / "studies" / f"{name}.tex"
     text = rf"\input{{sections/studies/{name}}}" if framing.exists() else escape(question)
     said = {verdict["claim"]: verdict for verdict in content["verdicts"]}

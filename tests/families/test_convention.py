@@ -138,17 +138,16 @@ def test_frozen_batch_norms_keep_their_statistics() -> None:
     assert any(not torch.equal(value, before[key]) for key, value in model.base.state_dict().items())
 
 
+@pytest.mark.parametrize("scenario", ["task", "class"])
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "t5"])
-def test_kl_to_base_needs_a_pretrained_head_where_every_task_has_its_own(name: str) -> None:
+def test_kl_to_base_needs_a_pretrained_head_where_tasks_add_heads(name: str, scenario: Any) -> None:
     from forgetting.errors import UsageError
 
-    mitigation = build_mitigation("kl_to_base")
-    mitigation.check_model(family(name, "class").base.model)
-    model = family(name, "task").base.model
+    model, mitigation = family(name, scenario).base.model, build_mitigation("kl_to_base")
     if MODELS[name][0] == "vision":
         mitigation.check_model(model)
     else:
-        with pytest.raises(UsageError, match="a task's head is new with it; give on=text"):
+        with pytest.raises(UsageError, match="its head is new with the task; give on=text"):
             mitigation.check_model(model)
         build_mitigation("kl_to_base:on=text").check_model(model)
 
@@ -166,9 +165,10 @@ def through(model: torch.nn.Module, batch: dict[str, torch.Tensor], head: int) -
     return logits[:, (logits > -1e3).all(0)]
 
 
+@pytest.mark.parametrize("scenario", ["task", "class"])
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "t5"])
-def test_lwf_distils_every_old_head_on_the_new_task_and_no_other(name: str, tmp_path: Path) -> None:
-    known = family(name, "task")
+def test_lwf_distils_every_old_head_on_the_new_task_and_no_other(name: str, scenario: Any) -> None:
+    known = family(name, scenario)
     model, mitigation = known.base.model, build_mitigation("lwf:strength=0.7,temperature=2")
     given: Any = SimpleNamespace(seed=0)
     model = mitigation.setup(model, given)
@@ -196,9 +196,9 @@ def test_lwf_distils_every_old_head_on_the_new_task_and_no_other(name: str, tmp_
         assert learns == {f"head{head - first}" for head in [*old, int(batch["head"][0])] if head >= first}
         model = mitigation.after_task(model, task)
     again = build_mitigation("lwf:strength=0.7,temperature=2")
-    again.setup(family(name, "task").base.model, given)
+    again.setup(family(name, scenario).base.model, given)
     again.load_state_dict(mitigation.state_dict())
-    assert again.state_dict()["old"].tolist() == list(range(first + 2))
+    assert again.state_dict()["old"].tolist() == list(range(first + (2 if scenario == "task" else 1)))
 
 
 def test_kl_to_base_on_task_inputs_keeps_the_pretrained_head() -> None:
