@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from forgetting.errors import UsageError
-from forgetting.evaluation.encoding import encode_texts
+from forgetting.evaluation.encoding import encode_pairs, encode_texts
 from forgetting.evaluation.likelihood import evaluating
 from forgetting.models import layer_name, logits_before
 from forgetting.results import TextDrift
@@ -27,7 +27,7 @@ LOGIT_BYTES = 2**28
 
 @dataclass(frozen=True, slots=True)
 class _Windows:
-    """A text as windows of tokens, (input_ids, lengths) per batch, each padded on the right."""
+    """A text as windows of tokens per batch, padded on the right: input_ids (B, T), what is predicted (B, T − 1)."""
 
     batches: list[tuple[torch.Tensor, torch.Tensor]]
     tokens: int
@@ -73,9 +73,7 @@ class DriftMeter:
             if not windows.tokens:
                 raise UsageError(f"held-out text {name!r}: has no document of two tokens or more; give running text")
 
-    def measure(
-        self, model: PreTrainedModel, extra: Mapping[str, Sequence[Example]] | None = None
-    ) -> dict[str, TextDrift]:
+    def measure(self, model: PreTrainedModel, task: Sequence[Example] = ()) -> dict[str, TextDrift]:
         """Measure a model.
 
         For a text with N predicted tokens, p the base model and q the given one, all in nats per token:
@@ -84,23 +82,24 @@ class DriftMeter:
 
         Args:
             model: Left in the mode it was in. For the base model itself both KLs are exactly 0.
-            extra: Examples by name, measured on their prompts; left out where no prompt has two tokens.
+            task: Examples of the task trained on last.
 
         Returns:
-            A drift per text and per entry of ``extra``.
+            A drift per text; ``task_inputs``, of the tokens of the task's prompts (where one has two tokens), and
+            ``task_answers``, of the right completions' tokens after their prompts. The first of those is where
+            the model answers: of answers of one token this is the KL of Shenfeld et al. 2025 (arXiv 2509.04259), who
+            take it over answers drawn from the base model.
         """
-        prompts = {name: self._prepare([e.prompt for e in examples]) for name, examples in (extra or {}).items()}
+        texts = dict(self._texts)
+        if task:
+            texts["task_inputs"] = self._prepare([example.prompt for example in task])
+            texts["task_answers"] = self._prepare_answers(task)
         with evaluating(self.base), evaluating(model):
-            return {
-                name: self._measure(model, windows)
-                for name, windows in {**self._texts, **prompts}.items()
-                if windows.tokens
-            }
+            return {name: self._measure(model, windows) for name, windows in texts.items() if windows.tokens}
 
     def _measure(self, model: PreTrainedModel, windows: _Windows) -> TextDrift:
         sums = torch.zeros(3, dtype=torch.float64)  # ce, KL(p ‖ q), KL(q ‖ p)
-        for input_ids, lengths in windows.batches:
-            predicted = torch.arange(1, input_ids.shape[1]) < lengths[:, None]
+        for input_ids, predicted in windows.batches:
             targets = input_ids[:, 1:][predicted].to(model.device)
             log_q = _log_probs(model, input_ids, predicted)
             sums[0] -= log_q.gather(1, targets[:, None]).sum(dtype=torch.float64).cpu()
@@ -119,7 +118,7 @@ class DriftMeter:
         )
 
     def _prepare(self, documents: Sequence[str]) -> _Windows:
-        windows: list[list[int]] = []
+        windows: list[tuple[list[int], int]] = []
         tokens = covered = 0
         for text, ids in zip(documents, encode_texts(self.tokenizer, documents), strict=True):
             kept = ids[: self.max_tokens - tokens + 1]
@@ -129,22 +128,40 @@ class DriftMeter:
             whole = len(text.encode()) if len(kept) == len(ids) else self._bytes(kept)
             covered += whole - self._bytes(kept[:1])
             step = self.max_length - 1
-            windows += [kept[start : start + self.max_length] for start in range(0, len(kept) - 1, step)]
+            windows += [(kept[start : start + self.max_length], 1) for start in range(0, len(kept) - 1, step)]
+        return _Windows(list(self._batches(windows)), tokens, max(covered, 1))
+
+    def _prepare_answers(self, examples: Sequence[Example]) -> _Windows:
+        """A completion is predicted after as much of its prompt's end as fits."""
+        windows: list[tuple[list[int], int]] = []
+        tokens = covered = 0
+        for context, target in encode_pairs(self.tokenizer, [(e.prompt, e.completion) for e in examples]):
+            kept = target[: min(self.max_tokens - tokens, self.max_length - 1)]
+            if not kept:
+                break
+            tokens += len(kept)
+            context = context[-(self.max_length - len(kept)) :]
+            covered += self._bytes(context + kept) - self._bytes(context)
+            windows.append((context + kept, len(context)))
         return _Windows(list(self._batches(windows)), tokens, max(covered, 1))
 
     def _bytes(self, ids: list[int]) -> int:
         return len(str(self.tokenizer.decode(ids, skip_special_tokens=True)).encode())
 
-    def _batches(self, windows: list[list[int]]) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        windows = sorted(windows, key=len, reverse=True)
+    def _batches(self, windows: list[tuple[list[int], int]]) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of (ids, position of the first predicted one)."""
+        windows = sorted(windows, key=lambda window: len(window[0]), reverse=True)
         vocabulary = self.base.get_output_embeddings().weight.shape[0]
         start = 0
         while start < len(windows):
-            width = len(windows[start])
+            width = len(windows[start][0])
             rows = max(1, min(self.batch_size, LOGIT_BYTES // (4 * width * vocabulary)))
             batch = windows[start : start + rows]
-            ids = torch.tensor([window + [0] * (width - len(window)) for window in batch])
-            yield ids, torch.tensor([len(window) for window in batch])
+            ids = torch.tensor([window + [0] * (width - len(window)) for window, _ in batch])
+            first = torch.tensor([[first] for _, first in batch])
+            end = torch.tensor([[len(window)] for window, _ in batch])
+            place = torch.arange(1, width)
+            yield ids, (first <= place) & (place < end)
             start += rows
 
 

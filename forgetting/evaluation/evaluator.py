@@ -72,20 +72,20 @@ class Evaluator:
         Args:
             model: To be scored as it stands, and within each of the mitigation's views.
             mitigation: What it is trained with; ``None`` for the base.
-            task: What it was last trained on, whose inputs are a text of drift; ``None`` for the base.
+            task: What it was last trained on, whose inputs and answers are texts of drift; ``None`` for the base.
         """
         begun = time.perf_counter()
         R, G, items = self._scores(model, mitigation)
         row = Row(R=R, G=G, evaluation_seconds=0.0)
-        inputs = {"task_inputs": list(task.test)} if task else None
+        learned = task.test if task else ()
         for name, view in (mitigation.views(model) if mitigation else {}).items():
             with view:
                 view_R, view_G, _ = self._scores(model, None)
                 if self.drift is not None:
-                    row.view_drift[name] = self.drift.measure(model, inputs)
+                    row.view_drift[name] = self.drift.measure(model, learned)
             row.views[name] = {"R": view_R, "G": view_G}
         if self.drift is not None:
-            row.drift = self.drift.measure(model, inputs)
+            row.drift = self.drift.measure(model, learned)
             row.weight_change = weight_change(self.base.model, model)
         row.evaluation_seconds = time.perf_counter() - begun
         return Evaluation(row, items)

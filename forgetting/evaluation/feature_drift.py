@@ -53,18 +53,17 @@ class FeatureDrift:
             if not batches:
                 raise UsageError(f"held-out text {name!r}: has no document that predicts anything; give running text")
 
-    def measure(
-        self, model: PreTrainedModel, extra: Mapping[str, Sequence[Example]] | None = None
-    ) -> dict[str, TextDrift]:
+    def measure(self, model: PreTrainedModel, task: Sequence[Example] = ()) -> dict[str, TextDrift]:
         """Measure a model; per predicted label, in nats, as ``DriftMeter`` does per token.
 
         Args:
             model: Left in the mode it was in. For the base model itself both KLs are exactly 0.
-            extra: Examples by name, whose prompts are measured like documents; left out where labels are no text.
+            task: Examples whose prompts are measured like documents, as ``task_inputs``; left out where labels are no
+                text.
         """
         texts = dict(self._texts)
-        if self.token_of is not None:
-            texts |= {name: self._prepare(examples) for name, examples in (extra or {}).items()}
+        if task and self.token_of is not None:
+            texts["task_inputs"] = self._prepare(task)
         with evaluating(self.base), evaluating(model):
             return {name: self._measure(model, *prepared) for name, prepared in texts.items() if prepared[0]}
 

@@ -49,10 +49,8 @@ class Capabilities(Protocol):
 class Drift(Protocol):
     """Measures the drift of a model from the base model."""
 
-    def measure(
-        self, model: PreTrainedModel, extra: Mapping[str, Sequence[Example]] | None = None
-    ) -> dict[str, TextDrift]:
-        """Return a drift per text, and per entry of ``extra`` where the family can measure it."""
+    def measure(self, model: PreTrainedModel, task: Sequence[Example] = ()) -> dict[str, TextDrift]:
+        """Return a drift per text, and on the inputs and answers of a task where the family can measure it."""
 
 
 class Family(ABC):

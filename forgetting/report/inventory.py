@@ -55,8 +55,8 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
     ("ΔCE", "cross-entropy on held-out text at the end − that of the base model, nats per token."),
     (
         "KL",
-        "KL(base‖tuned) at the end, mean over tokens, nats per token; on held-out text, and on the inputs of the "
-        "task trained on last (task_inputs).",
+        "KL(base‖tuned) at the end, mean over tokens, nats per token; on held-out text, and of the task trained on "
+        "last on its inputs (task_inputs) and, of decoders, on its right answers (task_answers).",
     ),
     (
         "adapter off",

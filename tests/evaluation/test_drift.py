@@ -101,16 +101,34 @@ def test_with_a_bos_the_first_token_is_predicted_too() -> None:
     assert drift.bpb == pytest.approx(drift.ce * 3 / math.log(2) / len("w2 w3 w4"))
 
 
-def test_inputs_of_a_new_task_are_measured_on_their_prompts() -> None:
+def test_a_new_task_is_measured_on_its_prompts_and_on_its_answers() -> None:
     base, model = pair(torch.float64)
-    examples = [Example("w2 w3 w4", " w30"), Example("w5", " w31")]
-    drift = meter(base).measure(model, {"task_inputs": examples, "short": examples[1:]})
-    assert set(drift) == {"text", "task_inputs"}
+    drift = meter(base).measure(model, [Example("w2 w3 w4", " w29"), Example("w5", " w30 w31")])
+    assert set(drift) == {"text", "task_inputs", "task_answers"}
     with torch.no_grad():
-        ce, forward, _, tokens = brute_force(base, model, [[2, 3, 4]], max_length=5)
-    assert drift["task_inputs"].tokens == tokens == 2
-    assert drift["task_inputs"].kl_forward == pytest.approx(forward / 2, rel=1e-12)
-    assert drift["task_inputs"].ce == pytest.approx(ce / 2, rel=1e-12)
+        inputs = brute_force(base, model, [[2, 3, 4]], max_length=5)
+        # what a document has beyond its prompt's predictions is its answer's
+        wholes = brute_force(base, model, [[2, 3, 4, 29], [5, 30, 31]], max_length=5)
+    answers = [whole - part for whole, part in zip(wholes, inputs, strict=True)]
+    for name, (ce, forward, reverse, tokens), count in (("task_inputs", inputs, 2), ("task_answers", answers, 3)):
+        assert drift[name].tokens == tokens == count
+        assert drift[name].ce == pytest.approx(ce / count, rel=1e-12)
+        assert drift[name].kl_forward == pytest.approx(forward / count, rel=1e-12)
+        assert drift[name].kl_reverse == pytest.approx(reverse / count, rel=1e-12)
+    assert drift["task_answers"].bpb == pytest.approx(answers[0] / math.log(2) / len(" w29 w30 w31"), rel=1e-12)
+    assert set(meter(base).measure(model, [Example("w5", " w31")])) == {"text", "task_answers"}
+
+
+def test_answers_keep_the_end_of_a_long_prompt_and_the_first_max_tokens() -> None:
+    base, model = pair(torch.float64)
+    long = Example("w2 w3 w4 w5 w6 w7", " w8 w9")
+    drift = meter(base, max_tokens=3).measure(model, [long, Example("w5", " w30 w31"), Example("w2", " w3")])
+    with torch.no_grad():
+        whole = brute_force(base, model, [[5, 6, 7, 8, 9], [5, 30]], max_length=5)  # the last 5 tokens fit
+        prompt = brute_force(base, model, [[5, 6, 7]], max_length=5)
+    assert drift["task_answers"].tokens == 3
+    assert drift["task_answers"].ce == pytest.approx((whole[0] - prompt[0]) / 3, rel=1e-12)
+    assert drift["task_answers"].kl_forward == pytest.approx((whole[1] - prompt[1]) / 3, rel=1e-12)
 
 
 def test_a_text_without_tokens_to_predict_is_named() -> None:

@@ -144,7 +144,7 @@ def test_drift_is_the_change_of_what_was_pretrained(name: str) -> None:
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    after = meter.measure(tuned, {"task_inputs": list(known.sequence.tasks[0].test)})
+    after = meter.measure(tuned, known.sequence.tasks[0].test)
     assert after["pretraining"].kl_forward > 0 and after["pretraining"].kl_reverse > 0
     assert ("task_inputs" in after) == (name != "vit")
     p, q = (predictions(m, batch)[0].log_softmax(-1) for m in (base, tuned))
