@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from forgetting.errors import UsageError, did_you_mean
 
@@ -73,21 +73,33 @@ class Verdict:
     ours: str
 
 
-def decide(interval: Interval, above: float = 0.0) -> Outcome:
+class Limits(Protocol):
+    """An interval, of whatever statistic: NaN where there is none."""
+
+    @property
+    def low(self) -> float:
+        """Lower limit."""
+
+    @property
+    def high(self) -> float:
+        """Upper limit."""
+
+
+def decide(interval: Limits, above: float = 0.0) -> Outcome:
     """``holds`` where a whole interval lies above a value, ``fails`` where it lies below, else ``undecided``."""
     if interval.low > above:
         return "holds"
     return "fails" if interval.high < above else "undecided"
 
 
-def decide_below(interval: Interval, below: float = 0.0) -> Outcome:
+def decide_below(interval: Limits, below: float = 0.0) -> Outcome:
     """:func:`decide` for a claim that something is smaller than a value."""
     opposite: dict[Outcome, Outcome] = {"holds": "fails", "fails": "holds"}
     outcome = decide(interval, below)
     return opposite.get(outcome, outcome)
 
 
-def decide_within(interval: Interval, margin: float) -> Outcome:
+def decide_within(interval: Limits, margin: float) -> Outcome:
     """``holds`` where a whole interval lies within ±margin, ``fails`` where none of it does, else ``undecided``.
 
     With a 90 % interval this is the test of equivalence by two one-sided tests at 5 % (Schuirmann 1987).
