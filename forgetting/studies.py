@@ -186,8 +186,9 @@ class Results:
         return self.frame[(self.frame["status"] == "finished") & (self.frame["view"] == "")]
 
     def records(self, grid: str) -> list[RunRecord]:
-        """A grid's finished runs."""
-        return [record for record in self.store(grid).records() if record.status == "finished"]
+        """A grid's finished runs; none where it was not begun."""
+        stored = self.store(grid).records() if grid in self.begun else ()
+        return [record for record in stored if record.status == "finished"]
 
     @cached_property
     def missing(self) -> list[str]:
@@ -224,6 +225,8 @@ class Study:
         draw: Figures from the runs, into a folder; called on whatever is finished.
         then: Further grids, which depend on what those of ``grids`` found (settings chosen on a tuning sequence);
             called once every run of those is finished. Until then theirs are not among the runs that are missing.
+        unit: What was sampled, and so what intervals are over: seeds, three or more in every grid, or settings, forty
+            or more grids of a run each (where verdicts count: at scales ``laptop`` and ``gpu``).
     """
 
     name: str
@@ -232,6 +235,7 @@ class Study:
     conclude: Callable[[Results], list[Verdict]]
     draw: Callable[[Results, Path], None]
     then: Callable[[Scale, Results], dict[str, StudyConfig]] | None = None
+    unit: Literal["seeds", "settings"] = "seeds"
 
     def results(self, root: Path, scale: Scale) -> Results:
         """What there is in ``root/<name>/<scale>``; the grids of ``then`` only once it can tell them."""
