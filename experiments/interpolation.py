@@ -194,15 +194,15 @@ def lifted(results: Results, point: float) -> tuple[Outcome, Interval]:
 
 
 def fisher_gain(results: Results) -> Interval:
-    """What Fisher weights retain more than plain ones, per seed, at matched learning accuracy."""
-    curves = [merged(results, method).groupby("seed") for method in ("fisher_merge", "merge_previous")]
+    """What Fisher weights retain more than plain ones, paired by seed; NaN where nothing was learned."""
+    fisher, plain = (merged(results, method) for method in ("fisher_merge", "merge_previous"))
     gains = []
-    for seed in curves[0].groups:
-        fisher, plain = (curve.get_group(seed)[["LA", "retention"]] for curve in curves)
-        low, high = fisher["LA"].iloc[0], min(fisher["LA"].max(), plain["LA"].max())
-        if high > low:  # else nothing was learned, and there is nothing to match
-            gains.append(retention_between(fisher, low, high) - retention_between(plain, low, high))
-    return seed_interval(gains or [float("nan")])
+    for seed in fisher["seed"].unique():
+        curves = [curve.loc[curve["seed"] == seed, ["LA", "retention"]] for curve in (fisher, plain)]
+        low, high = curves[0]["LA"].iloc[0], min(curve["LA"].max() for curve in curves)
+        kept, compared = (retention_between(curve, low, high) if low < high else float("nan") for curve in curves)
+        gains.append(kept - compared)
+    return seed_interval(gains)
 
 
 def conclude(results: Results) -> list[Verdict]:
