@@ -36,9 +36,14 @@ SEQUENCES: dict[str, dict[str, domains.Domain]] = {
         "new_facts": domains.new_facts,
         "flipped_sentiment": domains.flipped_sentiment,
     },
+    "micro-relearn": {
+        "new_facts": domains.new_facts,
+        "new_people": domains.new_people,
+    },
 }
 """Sequence to task to domain: five new domains; two others, to tune on; three close to pretraining; three that
-contradict it; three of few labels, which a classifier can learn."""
+contradict it; three of few labels, which a classifier can learn; a new domain, and then a skill of pretraining on
+people that no probe asks about."""
 
 _ATTEMPTS = 20
 """Draws per example wanted before a domain is taken to be used up."""

@@ -12,7 +12,7 @@ from forgetting.errors import UsageError
 from forgetting.mitigations import build_mitigation
 from forgetting.mitigations.replay import Replay
 from forgetting.tasks.encode import ExampleDataset
-from forgetting.trainer import training_arguments
+from forgetting.trainer import ContinualTrainer, training_arguments
 from tests.mitigations.test_conformance import TASKS, TEXT, TOKENIZER, TRAINING, context, run, train_one, weights
 from tests.models_for_tests import tiny_gpt2, tiny_llama
 
@@ -21,6 +21,28 @@ def test_low_lr_and_few_steps_scale_the_arguments(tmp_path: Path) -> None:
     args = training_arguments(TRAINING, seed=0, output=str(tmp_path))
     built = build_mitigation("low_lr:factor=0.1+few_steps:fraction=0.5").training_arguments(args)
     assert built.learning_rate == pytest.approx(3e-4) and built.max_steps == 2
+
+
+def test_few_steps_may_begin_with_a_later_task(tmp_path: Path) -> None:
+    assert TRAINING.steps is not None
+    mitigation = build_mitigation("few_steps:fraction=0.5,after=1")
+    model = mitigation.setup(tiny_llama(), context())
+    taken = [train_one(model, mitigation, position, tmp_path)[1].state.global_step for position in (0, 1)]
+    assert taken == [TRAINING.steps, TRAINING.steps // 2]
+
+
+def test_at_a_constant_rate_few_steps_are_the_beginning_of_more(tmp_path: Path) -> None:
+    constant = TRAINING.model_copy(update={"scheduler": "constant", "warmup": 0.0})
+    losses = []
+    for fraction in (0.5, 1.0):
+        mitigation = build_mitigation(f"few_steps:fraction={fraction}")
+        model = mitigation.setup(tiny_llama(), context())
+        dataset = ExampleDataset(mitigation.context.encode_task(TASKS[0]))
+        args = mitigation.training_arguments(training_arguments(constant, seed=0, output=str(tmp_path)))
+        trainer = ContinualTrainer(model, dataset, mitigation, args, TOKENIZER)
+        trainer.train()
+        losses.append(trainer.losses)
+    assert 1 < len(losses[0]) < len(losses[1]) and losses[0] == losses[1][: len(losses[0])]
 
 
 @pytest.mark.parametrize(
