@@ -8,13 +8,14 @@ Commands (they go on where they were stopped; the second draws the figures and t
 Protocol. Every method gets the settings of its row in GROUPS, four each, on a tuning sequence of two other tasks
 (micro-tuning), with another seed and other items of each probe than are reported. Chosen is the setting that retains
 most among those whose learning accuracy is within MARGIN of the best naive one; where none is, the one that learns
-most (a mean of the two would reward not learning: what learns nothing retains everything). It is run on micro-5, with 5
-seeds for HEADLINE and 3 for the rest. Naive fine-tuning's row
-is a sweep of its own learning rate: it is the baseline to beat. The other methods keep the base rate where their row
-does not say otherwise. Each has 80 steps per task of its own examples; a method that mixes others in (replay) takes
-more, a reference as many as its tasks: the table has the steps. What acts through the number of tasks (sums of
-penalties or of task vectors) was tuned for two and is reported for five. Adapter methods are listed with the adapter
-on; ``views.csv`` has them off, and the curves of the methods that act after training.
+most (a mean of the two would reward not learning: what learns nothing retains everything). It is run on micro-5, with
+5 seeds for HEADLINE and 3 for the rest. Naive fine-tuning's row is a sweep of its own learning rate: it is the baseline
+to beat. The other methods keep the base rate where their row does not say otherwise. Each has 80 steps per task of its own
+examples; a method that mixes others in (replay) takes more, a reference as many as its tasks: the table has the steps,
+and the tokens of all passes that train. What a step costs in time is ``experiments/benchmarks/step_time.py``'s to say.
+What acts through the number of tasks (sums of penalties or of task vectors) was tuned for two and is reported for five.
+Adapter methods are listed with the adapter on; ``views.csv`` has them off, and the curves of the methods that act after
+training.
 """
 
 from __future__ import annotations
@@ -223,8 +224,6 @@ def collect(chosen: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     methods = {setting.replace("curve=none", "curve=0.25|0.75"): method for method, setting in chosen.items()}
     points = pd.concat([aggregate(frame) for frame in frames], ignore_index=True)
     named = points.assign(method=points["mitigation"].map(methods)).dropna(subset=["method"])
-    naive = named.loc[(named["method"] == "naive") & (named["view"] == ""), "seconds"]
-    named["time"] = named["seconds"] / (naive.iloc[0] if len(naive) else float("nan"))
     named["kind"] = [kind(m, s) for m, s in zip(named["method"].astype(str), named["mitigation"], strict=True)]
     return named[named["view"] == ""], named[named["view"] != ""]
 
@@ -232,7 +231,7 @@ def collect(chosen: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def markdown(table: pd.DataFrame, front: set[str]) -> str:
     """The leaderboard as a table; intervals are half-widths over seeds."""
     lines = [
-        "| method | setting | n | LA | retention | BWT | steps | training time / naive | stored floats |",
+        "| method | setting | n | LA | retention | BWT | steps | tokens (thousands) | stored floats |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for _, row in table.sort_values(["kind", "retention"], ascending=[True, False]).iterrows():
@@ -244,26 +243,42 @@ def markdown(table: pd.DataFrame, front: set[str]) -> str:
         ]
         lines.append(
             f"| {row['method']}{mark} | `{row['mitigation']}` | {row['n']}{failed} | {' | '.join(cells)} "
-            f"| {row['steps']:.0f} | {row['time']:.2f} | {row['stored_floats']:,.0f} |"
+            f"| {row['steps']:.0f} | {row['tokens'] / 1000:.0f} | {row['stored_floats']:,.0f} |"
         )
-    missing = sorted(set(METHODS) - set(table["method"]))
-    if missing:
-        lines += ["", f"Not run yet: {', '.join(missing)}."]
+    if missing := not_run(table):
+        lines += ["", f"Not run yet: {'; '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
+def not_run(table: pd.DataFrame) -> list[str]:
+    """The methods of which not every seed has come to its end."""
+    return sorted(set(METHODS) - set(table["method"]))
+
+
 def draw(chosen: dict[str, str]) -> None:
-    """Write table and figures from what is stored."""
+    """Write table and figures from what is stored, of the methods whose seeds have all come to their end."""
     points, views = collect(chosen)
-    table = points[points["n"] + points["failed"] > 0].reset_index(drop=True)
+    views = views[views["method"].isin(points.loc[points["unfinished"] == 0, "method"])]
+    table = points[points["unfinished"] == 0].reset_index(drop=True)
     ran = table[table["n"] > 0].reset_index(drop=True)
     ordinary = ran[ran["kind"].isin(["method", "baseline"])]
     front = set(ordinary["method"].iloc[pareto_front(ordinary[["LA", "retention"]])])
-    columns = ["method", "mitigation", "kind", "n", "failed", "steps", "time", "stored_floats", "trainable_parameters"]
+    columns = [
+        "method",
+        "mitigation",
+        "kind",
+        "n",
+        "failed",
+        "steps",
+        "tokens",
+        "stored_floats",
+        "trainable_parameters",
+    ]
     columns += [f"{c}{end}" for c in ("ACC", "LA", "retention", "BWT") for end in ("", "_low", "_high")]
     write_atomically(OUTPUT / "leaderboard.csv", table[columns].to_csv(index=False).encode())
     write_atomically(OUTPUT / "views.csv", views[[*columns[:5], "view", *columns[9:]]].to_csv(index=False).encode())
     write_atomically(OUTPUT / "leaderboard.md", markdown(table, front).encode())
+    write_atomically(OUTPUT / "not_run.json", (json.dumps(not_run(table), indent=1) + "\n").encode())
     draw_ranking(ran, OUTPUT / "figures")
     draw_pareto(ran, OUTPUT / "figures")
     print(markdown(table, front))

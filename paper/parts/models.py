@@ -131,6 +131,8 @@ def leaderboard(results: Path, out: Output) -> None:
     naive = ran[ran["method"] == "naive"].iloc[0]
     ordinary = ran[ran["kind"].isin(["method", "baseline"])].reset_index(drop=True)
     front = ordinary.iloc[pareto_front(ordinary[["LA", "retention"]])]
+    waiting = read_json(results / "leaderboard/not_run.json")
+    out.macro("BoardNotRun", "; ".join(map(escape, waiting)) or "none", "results/leaderboard/not_run.json")
     out.macro("BoardMethods", len(table), source)
     out.macro("BoardSeedsFew", int(ran["n"].min()), source)
     out.macro("BoardSeedsMany", int(ran["n"].max()), source)
