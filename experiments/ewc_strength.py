@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from forgetting.analysis.pareto import retention_between
+from forgetting.analysis.pareto import matched_gain
 from forgetting.analysis.stats import Interval, seed_interval
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.studies import Claim, Outcome, Results, Scale, Study, Verdict, decide, decide_within, main, told
@@ -124,12 +124,7 @@ def gain(results: Results, method: str, reference: str, level: float = 0.95) -> 
     gains = []
     for seed, base in bases.items():
         one, other, naive = (found[name][found[name]["seed"] == seed] for name in (method, reference, "naive"))
-        low, high = (base + naive["LA"].max()) / 2, min(one["LA"].max(), other["LA"].max())
-        kept, compared = (
-            retention_between(curve[["LA", "retention"]], low, high) if low < high else float("nan")
-            for curve in (one, other)
-        )
-        gains.append(kept - compared)
+        gains.append(matched_gain(one[["LA", "retention"]], other[["LA", "retention"]], (base + naive["LA"].max()) / 2))
     return seed_interval(gains, level)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from forgetting.analysis.pareto import retention_between
+from forgetting.analysis.pareto import matched_gain
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.report.summary import curve_point
@@ -199,9 +199,7 @@ def fisher_gain(results: Results) -> Interval:
     gains = []
     for seed in fisher["seed"].unique():
         curves = [curve.loc[curve["seed"] == seed, ["LA", "retention"]] for curve in (fisher, plain)]
-        low, high = curves[0]["LA"].iloc[0], min(curve["LA"].max() for curve in curves)
-        kept, compared = (retention_between(curve, low, high) if low < high else float("nan") for curve in curves)
-        gains.append(kept - compared)
+        gains.append(matched_gain(curves[0], curves[1], curves[0]["LA"].iloc[0]))  # from the base model's
     return seed_interval(gains)
 
 

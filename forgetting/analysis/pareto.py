@@ -90,6 +90,27 @@ def retention_between(points: ArrayLike, low: float, high: float) -> float:
     return float(np.trapezoid([retention_at(array, x) for x in read], read) / (high - low))
 
 
+def matched_gain(one: ArrayLike, other: ArrayLike, low: float) -> float:
+    """Return what one method retains more than another at the same plasticities, on average.
+
+    Args:
+        one: (N, 2): plasticity and retention at N strengths.
+        other: (M, 2): those of the method that it is compared with.
+        low: Where the comparison begins; it ends at the highest plasticity that both reach.
+
+    Returns:
+        The difference of :func:`retention_between`; NaN where one of the two does not get beyond ``low``.
+
+    Raises:
+        ValueError: if a shape is another or a coordinate is not finite.
+    """
+    first, second = _points(one), _points(other)
+    high = min(first[:, 0].max(), second[:, 0].max())
+    if not low < high:
+        return float("nan")
+    return retention_between(first, low, high) - retention_between(second, low, high)
+
+
 def _points(points: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(points, dtype=np.float64)
     if array.ndim != 2 or not np.isfinite(array).all():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import permutations
 
 from forgetting.micro.skills.arithmetic import Calculation, calculation, near_misses
-from forgetting.micro.skills.base import comparable, held_out
+from forgetting.micro.skills.base import Draw, comparable, held_out
 from forgetting.micro.skills.facts import PHRASINGS, Facts
 from forgetting.micro.skills.sentiment import LABELS, TOPICS, review
 from forgetting.micro.skills.translation import translation_draw
@@ -33,6 +33,8 @@ Drawer = Callable[[random.Random], Example]
 Domain = Callable[[World, random.Random], Drawer]
 
 NEW_PEOPLE = 10
+PRACTISED = slice(None, None, 2)
+"""The known people whose facts ``known_facts`` states: every other one."""
 CHANGED_PEOPLE = 24
 
 OFFICE_VALUES: dict[str, tuple[str, ...]] = {
@@ -185,6 +187,26 @@ def new_people(world: World, rng: random.Random) -> Drawer:
     """Teach city, job and pet of newcomers in the phrasings of pretraining, after a line that it knows."""
     values = {attribute: world.values(attribute) for attribute in ATTRIBUTES}
     return _stated(world, assign_facts(tuple(rng.sample(world.newcomers, NEW_PEOPLE)), values, rng))
+
+
+def known_facts(world: World, rng: random.Random) -> Drawer:
+    """State facts of every other known person as in pretraining, after another of them; never as a probe asks them."""
+    known, practised = Facts(world), set(world.people[PRACTISED])
+
+    def fact(rng: random.Random) -> Draw:
+        while True:
+            drawn = known.draw(rng)
+            if not drawn.held_out and not practised.isdisjoint(drawn.context.split()):
+                return drawn
+
+    def draw(rng: random.Random) -> Example:
+        asked, before = fact(rng), fact(rng)
+        while not practised.isdisjoint({*asked.context.split()} & {*before.context.split()}):
+            before = fact(rng)  # of someone else: the answer must not stand in the prompt
+        prompt = f"{before.context} {before.answer}\n{asked.context}"
+        return _choose(prompt, asked.answer, world.values(asked.kind), rng)
+
+    return draw
 
 
 def new_agreement(world: World, rng: random.Random) -> Drawer:

@@ -38,12 +38,13 @@ SEQUENCES: dict[str, dict[str, domains.Domain]] = {
     },
     "micro-relearn": {
         "new_facts": domains.new_facts,
+        "known_facts": domains.known_facts,
         "new_people": domains.new_people,
     },
 }
 """Sequence to task to domain: five new domains; two others, to tune on; three close to pretraining; three that
-contradict it; three of few labels, which a classifier can learn; a new domain, and then a skill of pretraining on
-people that no probe asks about."""
+contradict it; three of few labels, which a classifier can learn; a new domain, then facts as in pretraining, of half
+of the known people and of new ones."""
 
 _ATTEMPTS = 20
 """Draws per example wanted before a domain is taken to be used up."""

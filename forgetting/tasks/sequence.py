@@ -199,7 +199,7 @@ def _registry() -> Registry[NamedSequence]:
         ("micro-similar", "three domains close to what was pretrained"),
         ("micro-conflict", "three domains that contradict what was pretrained"),
         ("micro-labels", "three domains of few labels, for encoders too,"),
-        ("micro-relearn", "a new domain, then facts as in pretraining about people that no probe asks about,"),
+        ("micro-relearn", "a new domain, then facts as in pretraining of half of the known people, and of new ones,"),
     ):
         registry.add(name, NamedSequence(f"{what} of the embedded world, generated", _micro))
     registry.add("digits-split", NamedSequence("three pairs of scikit-learn's digits, for vision models", _micro))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from forgetting.analysis.pareto import hypervolume, pareto_front, retention_at, retention_between
+from forgetting.analysis.pareto import hypervolume, matched_gain, pareto_front, retention_at, retention_between
 
 
 def test_front_is_what_the_definition_says() -> None:
@@ -48,6 +48,14 @@ def test_mean_retention_at_matched_plasticity() -> None:
     assert retention_between(curve, 0.3, 0.8) == pytest.approx(np.mean(sampled), abs=1e-3)
     with pytest.raises(ValueError, match="low: 0.5 is not below high = 0.5"):
         retention_between(curve, 0.5, 0.5)
+
+
+def test_gain_is_read_where_both_methods_are() -> None:
+    one, other = [[0.2, 1.0], [0.8, 0.7]], [[0.2, 1.0], [0.6, 0.4], [0.9, 0.1]]
+    # up to 0.8 from 0.4: 0.9 falls to 0.7; the other's 0.7, 0.4 and 0.2
+    assert matched_gain(one, other, 0.4) == pytest.approx(0.8 - (0.2 * 0.55 + 0.2 * 0.3) / 0.4)
+    assert matched_gain(other, one, 0.4) == pytest.approx(-matched_gain(one, other, 0.4))
+    assert np.isnan(matched_gain(one, other, 0.8))
 
 
 @pytest.mark.parametrize("points", [[1.0, 2.0], [[1.0, float("nan")]]])

@@ -56,6 +56,21 @@ def test_no_task_states_a_probe_item():
             assert not items & {e.prompt + e.completion for e in (*task.train, *task.validation)}
 
 
+def test_half_of_the_known_people_are_practised_and_never_as_a_probe_asks():
+    world, task = build_world(), load_micro_sequence("micro-relearn").tasks[1]
+    probed = {item.text for item in load_probe("micro_facts")}
+    practised, stated = set(world.people[::2]), set()
+    assert 0.3 < sum(not practised.isdisjoint(item.split()) for item in probed) / len(probed) < 0.7
+    for example in (*task.train, *task.validation, *task.test):
+        lines = f"{example.prompt}{example.completion}".splitlines()
+        people = [set(world.people) & set(line.split()) for line in lines]
+        assert len(lines) == 2 and not probed & set(lines)
+        assert all(len(named) == 1 and named <= practised for named in people) and people[0] != people[1]
+        assert example.completion.strip() in world.facts[people[1].pop()].values()
+        stated.add(lines[1])
+    assert len(stated) > 200
+
+
 def test_conflict_contradicts_pretraining():
     flipped, changed, wrong = load_micro_sequence("micro-conflict").tasks
     world = build_world()
