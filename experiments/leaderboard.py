@@ -9,13 +9,13 @@ Protocol. Every method gets the settings of its row in GROUPS, four each, on a t
 (micro-tuning), with another seed and other items of each probe than are reported. Chosen is the setting that retains
 most among those whose learning accuracy is within MARGIN of the best naive one; where none is, the one that learns
 most (a mean of the two would reward not learning: what learns nothing retains everything). It is run on micro-5, with
-5 seeds for HEADLINE and 3 for the rest. Naive fine-tuning's row is a sweep of its own learning rate: it is the baseline
-to beat. The other methods keep the base rate where their row does not say otherwise. Each has 80 steps per task of its
-own examples; a method that mixes others in (replay) takes more, a reference as many as its tasks: the table has the
-steps, and the tokens of all passes that train. What a step costs in time is ``experiments/benchmarks/step_time.py``'s to say.
-What acts through the number of tasks (sums of penalties or of task vectors) was tuned for two and is reported for five.
-Adapter methods are listed with the adapter on; ``views.csv`` has them off, and the curves of the methods that act after
-training.
+5 seeds for HEADLINE and 3 for the rest. Naive fine-tuning's row is a sweep of its own learning rate: it is the
+baseline to beat. The other methods keep the base rate where their row does not say otherwise. Each has 80 steps per
+task of its own examples; a method that mixes others in (replay) takes more, a reference as many as its tasks: the
+table has the steps, and the tokens of all passes that train. What a step costs in time is
+``experiments/benchmarks/step_time.py``'s to say. What acts through the number of tasks (sums of penalties or of task
+vectors) was tuned for two and is reported for five. Adapter methods are listed with the adapter on; ``views.csv`` has
+them off, and the curves of the methods that act after training.
 """
 
 from __future__ import annotations
