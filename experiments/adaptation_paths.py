@@ -24,19 +24,8 @@ import pandas as pd
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.report.summary import aggregate
-from forgetting.studies import (
-    Claim,
-    Results,
-    Scale,
-    Study,
-    Verdict,
-    decide,
-    decide_all,
-    decide_below,
-    decide_within,
-    main,
-    told,
-)
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, decide_all, decide_below, decide_within, told
 
 if TYPE_CHECKING:
     from forgetting.report.cells import Table

@@ -24,7 +24,8 @@ import pandas as pd
 from forgetting.analysis.pareto import retention_at
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, decide_below, main, told
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, decide_below, told
 
 BATCH = 16
 DAMAGE = "delta_CE:pretraining"

@@ -22,7 +22,8 @@ import pandas as pd
 from forgetting.analysis.pareto import matched_gain
 from forgetting.analysis.stats import seed_interval
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Claim, Outcome, Results, Scale, Study, Verdict, decide, decide_within, main, told
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Outcome, Verdict, decide, decide_within, told
 
 DAMAGE = "delta_CE:pretraining"
 ESTIMATORS = ("sample", "empirical", "batched", "positionwise")

@@ -24,7 +24,8 @@ from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfi
 from forgetting.micro.domains import PRACTISED
 from forgetting.micro.probes import load_probe
 from forgetting.micro.world import build_world
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, main, told
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

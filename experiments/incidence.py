@@ -25,7 +25,8 @@ from forgetting.analysis.significance import holm, mcnemar
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.micro.sequences import SEQUENCES
 from forgetting.results import Items
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, decide_within, main
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, decide_within
 
 SEED = 2026
 """Of the sample of settings."""

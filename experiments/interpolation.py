@@ -23,19 +23,8 @@ from forgetting.analysis.pareto import matched_gain
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.report.summary import curve_point
-from forgetting.studies import (
-    Claim,
-    Outcome,
-    Results,
-    Scale,
-    Study,
-    Verdict,
-    decide,
-    decide_all,
-    decide_below,
-    main,
-    told,
-)
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Outcome, Verdict, decide, decide_all, decide_below, told
 
 DAMAGE = "delta_CE:pretraining"
 MEASURES = ("ACC", "LA", "retention", DAMAGE)

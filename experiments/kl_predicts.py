@@ -23,7 +23,8 @@ import pandas as pd
 from forgetting.analysis.laws import compare_predictors, fit_polynomial
 from forgetting.analysis.laws.predictors import PredictorComparison
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Claim, Outcome, Results, Scale, Study, Verdict, decide, main
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Outcome, Verdict, decide
 
 SETTINGS: dict[str, tuple[str, ...]] = {
     "naive": ("low_lr:factor=0.1", "naive", "low_lr:factor=2"),

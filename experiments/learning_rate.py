@@ -21,7 +21,8 @@ import pandas as pd
 from forgetting.analysis.pareto import retention_at
 from forgetting.analysis.stats import seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, decide_below, main, told
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, decide_below, told
 
 RATE = 1e-3
 FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

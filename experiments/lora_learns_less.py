@@ -23,7 +23,8 @@ import pandas as pd
 from forgetting.analysis.pareto import hypervolume, retention_at
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, decide_below, decide_within, main, told
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, decide_below, decide_within, told
 
 RATE = 1e-3
 FULL, FROZEN = "full fine-tuning", "full, embeddings frozen"

@@ -26,7 +26,8 @@ from forgetting.analysis.stats import Interval, seed_interval
 from forgetting.analysis.variance import variance_components
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.results import RunRecord
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, main, told
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

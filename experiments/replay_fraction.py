@@ -26,7 +26,8 @@ import pandas as pd
 from forgetting.analysis.laws import fit_injection, leave_one_group_out
 from forgetting.analysis.stats import Interval, seed_interval
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, decide_below, decide_within, main, told
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, decide_below, decide_within, told
 
 MODELS = {"300k": "results/models/micro-300k", "1M": "micro", "4M": "results/models/micro-4M"}
 SIZES = (128, 512, 2000)

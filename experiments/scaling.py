@@ -28,7 +28,8 @@ import pandas as pd
 from forgetting.analysis.laws import fit_finetuning_loss, fit_tuned_parameters, leave_one_group_out
 from forgetting.analysis.stats import seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Claim, Results, Scale, Study, Verdict, decide, decide_all, decide_below, main, told
+from forgetting.studies import Results, Scale, Study, main
+from forgetting.verdicts import Claim, Verdict, decide, decide_all, decide_below, told
 
 MODELS = {"300k": "results/models/micro-300k", "1M": "micro", "4M": "results/models/micro-4M"}
 RANKS = (1, 4, 16, 64)
