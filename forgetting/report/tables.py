@@ -53,7 +53,7 @@ def markdown(table: Table) -> str:
     return "\n".join([line(table.columns), rule, *map(line, table.rows), "", table.caption, ""])
 
 
-_LATEX = {
+LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -71,10 +71,11 @@ _LATEX = {
     "–": "--",
     "…": r"\ldots{}",
 }
+"""A character as LaTeX sets it literally, where it is not the character itself."""
 
 
 def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(LATEX.get(character, character) for character in text)
 
 
 def latex(table: Table) -> str:

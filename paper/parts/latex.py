@@ -10,21 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forgetting.report.cells import number
+from forgetting.report.tables import LATEX
 
 _LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
+    **LATEX,
     '"': "''",
-    "`": r"\textasciigrave{}",
     "'": "'",
-    "–": "--",
     "—": "---",
-    "…": r"\ldots{}",
     "’": "'",
     "‘": "`",
     "“": "``",
@@ -33,8 +25,6 @@ _LATEX = {
     **{
         character: f"$\\{name}$"
         for character, name in (
-            ("±", "pm"),
-            ("×", "times"),
             ("·", "cdot"),
             ("≤", "le"),
             ("≥", "ge"),
@@ -42,7 +32,6 @@ _LATEX = {
             ("≠", "ne"),
             ("→", "to"),
             ("←", "leftarrow"),
-            ("‖", "Vert"),
             ("√", "surd"),
             ("∞", "infty"),
             ("Σ", "Sigma"),
@@ -50,7 +39,6 @@ _LATEX = {
             ("ᵀ", "top"),
         )
     },
-    "−": "$-$",
     "°": r"\textdegree{}",
     "½": r"$\tfrac12$",
     **{superscript: f"$^{digit}$" for digit, superscript in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
