@@ -172,6 +172,7 @@ def run_studies(
         raise UsageError(f"workers = {workers}: needs at least 1")
     if hours is not None and not hours >= 0:
         raise UsageError(f"hours = {hours}: needs a number from 0 on")
+    begun = time.monotonic()
     plans = {folder: plan_study(config, folder) for folder, config in studies.items()}
     runs = []
     for folder, config in studies.items():
@@ -187,7 +188,7 @@ def run_studies(
         workers=workers,
         progress=progress,
         wandb_project=wandb_project,
-        hours=hours,
+        hours=None if hours is None else max(0.0, hours - (time.monotonic() - begun) / 3600),  # planning is part of it
     )
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from forgetting.cli import app
 from forgetting.config import StudyConfig
+from forgetting.errors import UsageError
 from forgetting.report.claims import write_claims
 from forgetting.studies import Results, Scale, Study, conclude, load, run_grids, run_named, scripts
 from forgetting.verdicts import Claim, Verdict
@@ -153,8 +154,6 @@ def test_a_failed_run_is_a_result_and_leaves_its_claims_open(tmp_path: Path) -> 
 
 
 def test_stored_runs_of_another_grid_are_refused(tmp_path: Path) -> None:
-    from forgetting.errors import UsageError
-
     study = first()
     config = study.grids("smoke")["rates"]
     other = config.model_copy(update={"mitigations": config.mitigations[:1]})
@@ -192,3 +191,13 @@ def test_mistakes_are_one_line(arguments: list[str], told_by: str) -> None:
 def test_the_list_names_every_script() -> None:
     result = CliRunner().invoke(app, ["study", "list"])
     assert result.exit_code == 0 and all(name in result.output for name in scripts())
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "NaN", '{"study": 1}'])
+def test_a_spoiled_verdict_is_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "learning_rate" / "laptop" / "verdicts.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"verdicts\.json: (cannot be read|is not what a study writes)"):
+        write_claims(tmp_path)
+    assert not (tmp_path / "README.md").exists()

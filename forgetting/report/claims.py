@@ -57,7 +57,10 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
-    return dict(content)
+    needed = ("study", "scale", "command", "runs", "claims", "verdicts", "missing", "failed")
+    if not isinstance(content, dict) or any(key not in content for key in needed):
+        raise UsageError(f"{path}: is not what a study writes ({', '.join(needed)}); make it again with --draw")
+    return content
 
 
 def _cell(text: str) -> str:
