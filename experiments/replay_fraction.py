@@ -85,7 +85,7 @@ def grids(scale: Scale) -> dict[str, StudyConfig]:
     """``law-<model>-<D>``, ``shift-<kind>``, ``self``."""
     smoke = scale == "smoke"
     seeds = (0,) if smoke else tuple(range(10 if scale == "gpu" else 3))
-    models, sizes, fractions = ({"1M": "micro"}, (16, 48), (0.0, 0.25)) if smoke else (MODELS, SIZES, FRACTIONS)
+    models, sizes, fractions = ({"1M": "micro"}, (16, 48), (0.0, 0.01, 0.25)) if smoke else (MODELS, SIZES, FRACTIONS)
 
     def grid(
         name: str, shift: str, mitigations: tuple[str, ...], size: int, model: str = "micro", source: str = "micro"
@@ -112,7 +112,11 @@ def grids(scale: Scale) -> dict[str, StudyConfig]:
         for size in sizes
     }
     shares = (NAIVE, "replay:fraction=0.01", MOST, CONTROL)
-    shift = {f"shift-{kind}": grid(kind, kind, shares, sizes[-1]) for kind in SHIFTS}
+    shift = {
+        # Of the new domain, the law's grid already has all but the control.
+        f"shift-{kind}": grid(kind, kind, (CONTROL,) if kind == "new" else shares, sizes[-1])
+        for kind in SHIFTS
+    }
     return law | shift | {"self": grid("self", "new", (MOST,), sizes[-1], source="self")}
 
 
@@ -147,6 +151,13 @@ def by_seed(results: Results, grid: str, mitigation: str, column: str) -> pd.Ser
     return rows.set_index("seed")[column].sort_index()
 
 
+def shifted(results: Results, shift: str, mitigation: str, column: str) -> pd.Series:
+    """A column by seed, of a mitigation's runs on the most examples of a domain."""
+    size = results.grids["shift-new"].sequence.train_size
+    grid = f"law-1M-{size}" if shift == "new" and mitigation != CONTROL else f"shift-{shift}"
+    return by_seed(results, grid, mitigation, column)
+
+
 def conclude(results: Results) -> list[Verdict]:
     """The law's error by seed; 1% by equivalence; the others paired by seed."""
     points = law_points(results)
@@ -158,13 +169,13 @@ def conclude(results: Results) -> list[Verdict]:
         law = Verdict("law", decide_below(ratio, 1.0), told(ratio, 1, "of its error without injection"))
     verdicts = [law]
     for shift in SHIFTS:
-        rise = seed_interval(by_seed(results, f"shift-{shift}", "replay:fraction=0.01", DAMAGE), level=0.9)
-        naive = seed_interval(by_seed(results, f"shift-{shift}", NAIVE, DAMAGE))
+        rise = seed_interval(shifted(results, shift, "replay:fraction=0.01", DAMAGE), level=0.9)
+        naive = seed_interval(shifted(results, shift, NAIVE, DAMAGE))
         numbers = f"{told(rise, 1, 'nats per token')}; naive {naive.mean:.3g}"
         verdicts.append(Verdict(f"one_percent_{shift}", decide_below(rise, ENOUGH), numbers))
-    real = by_seed(results, "shift-new", MOST, "retention")
+    real = shifted(results, "new", MOST, "retention")
     own = seed_interval((by_seed(results, "self", MOST, "retention") - real).to_numpy(), level=0.9)
-    control = seed_interval((real - by_seed(results, "shift-new", CONTROL, "retention")).to_numpy())
+    control = seed_interval((real - shifted(results, "new", CONTROL, "retention")).to_numpy())
     return [
         *verdicts,
         Verdict("self", decide_within(own, LIKE), told(own, 100, "points more than real text")),
@@ -200,7 +211,7 @@ def draw(results: Results, folder: Path) -> None:
             axis.set_title(f"{model:,.0f} parameters")
         shown = {NAIVE: "naive", "replay:fraction=0.01": "1%", MOST: "25%", CONTROL: "25%,\ncontrol"}
         for place, (shift, color) in enumerate(zip(SHIFTS, seaborn.color_palette("colorblind", 3), strict=True)):
-            values = [by_seed(results, f"shift-{shift}", text, DAMAGE) for text in shown]
+            values = [shifted(results, shift, text, DAMAGE) for text in shown]
             there = [(i + 0.12 * (place - 1), seed_interval(v.to_numpy())) for i, v in enumerate(values) if len(v)]
             _errorbars(axes[-1], [x for x, _ in there], [interval for _, interval in there], color, shift)
         axes[-1].set_xticks(range(len(shown)), list(shown.values()))
