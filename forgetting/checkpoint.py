@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forgetting.distributed import is_main
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def save_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: 
     from safetensors import SafetensorError
     from safetensors.torch import save_file, save_model
 
+    if not is_main():
+        return
     target = folder / f"row-{row}"
     temporary = folder / f".row-{row}.tmp"
     try:

@@ -15,6 +15,7 @@ from forgetting.errors import ForgettingError, UsageError
 
 if TYPE_CHECKING:
     from forgetting.config import StudyConfig
+    from forgetting.results import RunRecord
 
 app = typer.Typer(
     name="forgetting",
@@ -36,8 +37,8 @@ def _study(
     folder: Path, config: StudyConfig, *, workers: int, wandb: str | None = None, hours: float | None = None
 ) -> None:
     """Plan, run with progress, report; exit code 1 where a run failed."""
-    from forgetting.display import RunProgress, print_outcome
-    from forgetting.report import write_report
+    from forgetting.display import RunProgress
+    from forgetting.distributed import is_main
     from forgetting.study import run_study
 
     with RunProgress() as progress:
@@ -50,11 +51,19 @@ def _study(
             on_plan=progress.expect,
             hours=hours,
         )
+    if is_main():
+        _tell(folder, config, records, hours)
+    if any(record.status == "failed" for record in records):
+        raise typer.Exit(1)
+
+
+def _tell(folder: Path, config: StudyConfig, records: list[RunRecord], hours: float | None) -> None:
+    from forgetting.display import print_outcome
+    from forgetting.report import write_report
+
     print_outcome(folder, write_report(folder))
     if missing := len(config.runs()) - len(records):
         typer.echo(f"{missing} runs were not begun within {hours:g} hours; continue with: forgetting resume {folder}")
-    if any(record.status == "failed" for record in records):
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -300,6 +309,8 @@ def main() -> None:
     # Libraries' deprecations are for developers; worker processes read the variable.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     warnings.simplefilter("ignore", FutureWarning)
+    if os.environ.get("RANK", "0") != "0":  # of several processes that do the same, the first speaks
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     try:
         app(standalone_mode=True)
     except UsageError as error:

@@ -113,7 +113,7 @@ class TrainingConfig(Strict):
         learning_rate: Peak rate of AdamW.
         steps: Optimizer steps per task; exclusive with ``epochs``.
         epochs: Passes over the task's training examples.
-        batch_size: Sequences per device and forward pass.
+        batch_size: Sequences per forward pass, of all processes together where several train one model.
         gradient_accumulation: Forward passes per optimizer step.
         scheduler: Learning-rate schedule within a task.
         warmup: Share of a task's steps over which the rate rises.

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from forgetting.config import RunConfig, StudyConfig, parse_study, read_yaml, write_yaml
+from forgetting.distributed import is_main
 from forgetting.errors import UsageError
 
 SCHEMA_VERSION = 1
@@ -210,7 +211,8 @@ class ResultStore:
         """
         store = cls(folder)
         store.check(config)
-        write_atomically(store.config_path, write_yaml(config).encode())
+        if is_main():
+            write_atomically(store.config_path, write_yaml(config).encode())
         return store
 
     def check(self, config: StudyConfig) -> None:
@@ -293,7 +295,12 @@ class ResultStore:
         return json.loads(gzip.decompress(path.read_bytes()))
 
     def save(self, record: RunRecord, items: Items | None = None) -> None:
-        """Write a record, and its items first, so that a record never promises items that are not there."""
+        """Write a record, and its items first, so that a record never promises items that are not there.
+
+        Of several processes that train one model, the first writes.
+        """
+        if not is_main():
+            return
         if items is not None:
             compressed = gzip.compress(json.dumps(items, separators=(",", ":")).encode(), mtime=0)
             write_atomically(self.items_path(record.run_id), compressed)
@@ -301,6 +308,8 @@ class ResultStore:
 
     def drop_checkpoint(self, run_id: str) -> None:
         """Delete the model of a run that is finished."""
+        if not is_main():
+            return
         shutil.rmtree(self.checkpoint_path(run_id), ignore_errors=True)
         checkpoints = self.folder / "checkpoints"
         if checkpoints.is_dir() and not any(checkpoints.iterdir()):

@@ -17,6 +17,7 @@ import torch
 
 from forgetting.checkpoint import latest_row, load_checkpoint, save_checkpoint
 from forgetting.config import RunConfig
+from forgetting.distributed import barrier, begin, check_shareable, main_first, world_size
 from forgetting.errors import RunFailed, UsageError
 from forgetting.evaluation.evaluator import Evaluator
 from forgetting.families import FAMILIES
@@ -82,8 +83,12 @@ def _setting(shared: str, cache_dir: Path) -> Setting:
 
 def prepare(config: RunConfig, store: ResultStore) -> Setting:
     """Load model, sequence, pretraining text and suites; runs that differ in mitigation and seed share them."""
+    begin()
     shared = config.model_copy(update={"mitigation": "", "seed": 0})
-    return _setting(shared.model_dump_json(), store.folder / "cache")
+    with main_first():  # which may write text sampled from the model into the cache
+        setting = _setting(shared.model_dump_json(), store.folder / "cache")
+    check_shareable(setting.base.model)
+    return setting
 
 
 def task_seed(seed: int, position: int) -> int:
@@ -121,6 +126,7 @@ def run_sequence(
     else:  # items are written before the record: a kill in between leaves a row too many
         stored = store.load_items(config.run_id)
         items = {"R": stored["R"][: len(record.rows)], "G": stored["G"][: len(record.rows)]}
+    barrier()  # all have read what is stored before the first writes
     tracker.start(record)
 
     def finish_row(evaluation: Any) -> None:
@@ -142,6 +148,7 @@ def run_sequence(
         done = latest_row(checkpoints, len(record.rows) - 1)
         if done:
             load_checkpoint(checkpoints, done, model, mitigation)
+        barrier()
         # Rows whose weights are lost cannot be followed by others: they are measured again.
         record.rows, record.cost.tasks = record.rows[: done + 1], record.cost.tasks[:done]
         items = {"R": items["R"][: done + 1], "G": items["G"][: done + 1]}
@@ -173,6 +180,8 @@ def run_sequence(
             f"run {config.run_id!r}: {problem}; rows up to {len(record.rows) - 1} are stored, make room and resume"
         ) from None
     except Exception as error:  # a mitigation of one's own, say: that run fails, not the study
+        if world_size() > 1:  # the other processes wait for this one: all must end
+            raise
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}, line {where.lineno}"
         record.status, record.reason = "failed", f"{type(error).__name__}: {' '.join(str(error).split())} ({place})"
@@ -275,6 +284,7 @@ def train_task(
         )
         if args.max_steps != 0:  # the Trainer would take 0 as no limit
             trainer.train()
+        trainer.count_everywhere()
     model = mitigation.after_task(model, task)
     tail = trainer.losses[-max(1, len(trainer.losses) // 10) :]
     cost = TaskCost(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forgetting.config import RunConfig, StudyConfig
+from forgetting.distributed import world_size
 from forgetting.errors import UsageError
 from forgetting.mitigations import build_mitigation
 from forgetting.results import ResultStore, RunRecord
@@ -170,6 +171,8 @@ def run_studies(
     """
     if workers < 1:
         raise UsageError(f"workers = {workers}: needs at least 1")
+    if workers > 1 and world_size() > 1:
+        raise UsageError(f"workers = {workers}: {world_size()} processes train one model together; give 1")
     if hours is not None and not hours >= 0:
         raise UsageError(f"hours = {hours}: needs a number from 0 on")
     begun = time.monotonic()

@@ -16,7 +16,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from forgetting.errors import RunFailed
+from forgetting.distributed import NOBODY, Share, StandIns, rank, total, world_size
+from forgetting.errors import RunFailed, UsageError
 from forgetting.mitigations.base import Mitigation
 from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
 from forgetting.tasks.mixing import SOURCES
@@ -24,7 +25,7 @@ from forgetting.weights import kept, present, statistics_kept
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.utils.data import Dataset
+    from torch.utils.data import DataLoader, Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from forgetting.config import TrainingConfig
@@ -117,7 +118,7 @@ class ContinualTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        train_dataset: Dataset,
+        train_dataset: Dataset[Any],
         mitigation: Mitigation,
         args: TrainingArguments,
         tokenizer: PreTrainedTokenizerBase,
@@ -126,6 +127,7 @@ class ContinualTrainer(Trainer):
     ) -> None:
         self.mitigation = mitigation
         self._trained = model
+        self._wrapped: nn.Module = model
         self.losses: list[float] = []
         self.tokens: Counter[str] = Counter()
         self.examples: Counter[str] = Counter()
@@ -135,7 +137,7 @@ class ContinualTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=train_dataset if world_size() == 1 else StandIns(train_dataset),  # type: ignore[arg-type]
             data_collator=Collator.for_tokenizer(tokenizer),
             callbacks=[_Hooks(self, on_step), *(callbacks or [])],
         )
@@ -156,6 +158,16 @@ class ContinualTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": parameters, "lr": learning_rate, "multiple": multiple})
         return optimizer
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The same batches in the same order, whatever the number of processes: each takes its part of every batch."""
+        loader = super().get_train_dataloader()
+        if world_size() > 1:
+            sharded: Any = loader.batch_sampler  # accelerate's, which gives whole batches to the processes in turn
+            share = Share(sharded.batch_sampler, rank(), world_size())
+            # torch refuses the assignment on a loader that is made, and accelerate makes it with its own sampler.
+            object.__setattr__(loader.base_dataloader, "batch_sampler", share)
+        return loader
+
     def training_step(
         self,
         model: nn.Module,
@@ -167,13 +179,16 @@ class ContinualTrainer(Trainer):
         self.truncated += int(inputs.pop("truncated").sum())
         lengths = inputs.pop("lengths").tolist()
         for source, length in zip(sources, lengths, strict=True):
+            if source == NOBODY:
+                continue
             self.examples[SOURCES[source]] += 1
             self.tokens[SOURCES[source]] += length
         if num_items_in_batch is not None and int(num_items_in_batch) == 0:
             num_items_in_batch = torch.ones_like(torch.as_tensor(num_items_in_batch))
+        self._wrapped = model
         self._step_batches.append((inputs, num_items_in_batch, _random_state()))
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._step_loss += float(loss)
+        self._step_loss += float(loss) / world_size()
         if self.accelerator.sync_gradients:
             self.mitigation.after_backward(self._trained, self._gradients_again)
             self._step_batches.clear()
@@ -186,7 +201,7 @@ class ContinualTrainer(Trainer):
         with statistics_kept(self._trained):
             for inputs, num_items_in_batch, then in self._step_batches:
                 _set_random_state(then)
-                super().training_step(self._trained, inputs, num_items_in_batch)
+                super().training_step(self._wrapped, inputs, num_items_in_batch)
         _set_random_state(now)
 
     def compute_loss(
@@ -200,15 +215,19 @@ class ContinualTrainer(Trainer):
         given = {key: value for key, value in inputs.items() if key != "weights"}
         loss, outputs = super().compute_loss(model, given, True, num_items_in_batch)
         share = 1.0
-        if self.args.gradient_accumulation_steps > 1 and num_items_in_batch is not None:
-            share = int((inputs["labels"][:, 1:] != IGNORED).sum()) / int(num_items_in_batch)
+        if world_size() > 1 and num_items_in_batch is None:
+            raise UsageError(f"model {type(self._trained).__name__}: its loss cannot be shared by several processes")
+        if self.args.gradient_accumulation_steps * world_size() > 1 and num_items_in_batch is not None:
+            # Of several processes' gradients the mean is taken.
+            share = world_size() * int((inputs["labels"][:, 1:] != IGNORED).sum()) / int(num_items_in_batch)
         if share == 1.0:  # exactly: dividing and multiplying would round
             loss = self.mitigation.loss(self._trained, inputs, outputs, loss)
         elif share > 0:
             loss = self.mitigation.loss(self._trained, inputs, outputs, loss / share) * share
-        if not torch.isfinite(loss):
+        everywhere = total(loss.detach())  # all processes stop, or none
+        if not torch.isfinite(everywhere):
             raise RunFailed(
-                f"loss is {float(loss.detach())} at step {self.state.global_step + 1} "
+                f"loss is {float(everywhere)} at step {self.state.global_step + 1} "
                 f"(learning rate {self._get_learning_rate():g}); lower the learning rate"
             )
         return (loss, outputs) if return_outputs else loss
@@ -220,8 +239,17 @@ class ContinualTrainer(Trainer):
 
     def end_step(self, step: int) -> None:
         """Log the step's loss."""
-        self.losses.append(self._step_loss)
+        self.losses.append(float(total(torch.tensor(self._step_loss, dtype=torch.float64))))
         self._step_loss = 0.0
+
+    def count_everywhere(self) -> None:
+        """Add up what the processes counted; every process must call it, once, after training."""
+        if world_size() > 1:
+            names = [*SOURCES]
+            counts = [*(self.tokens[n] for n in names), *(self.examples[n] for n in names), self.truncated]
+            *found, self.truncated = total(torch.tensor(counts)).tolist()
+            self.tokens = Counter({n: c for n, c in zip(names, found[: len(names)], strict=True) if c})
+            self.examples = Counter({n: c for n, c in zip(names, found[len(names) :], strict=True) if c})
 
 
 def padded_batches(

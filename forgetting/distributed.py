@@ -1,0 +1,153 @@
+"""One model on several processes: ``torchrun`` or ``accelerate launch`` start them, each runs the same command.
+
+The processes share one training batch and one result store. Every process plans, evaluates and consolidates alike, on
+the same data, so that all decide the same; only the first prints and writes. What is trained on does not depend on
+their number: ``batch_size`` counts the sequences of all of them together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from forgetting.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.utils.data import BatchSampler, Dataset
+
+NOBODY = -1
+"""Source of an example that stands in where a process has none of its own: it carries no loss and is not counted."""
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"environment {name} = {text!r}: is not a number; start with torchrun") from None
+
+
+def world_size() -> int:
+    """Processes that train one model together; 1 where the program was started plainly."""
+    return _environment("WORLD_SIZE", 1)
+
+
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return _environment("RANK", 0)
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes."""
+    return rank() == 0
+
+
+def begin() -> None:
+    """Join the other processes (gloo on CPUs, NCCL on GPUs) and take a GPU of one's own; nothing where there is one."""
+    if world_size() == 1:
+        return
+    import torch
+    from accelerate import PartialState
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_environment("LOCAL_RANK", 0))
+    if not is_main() and not torch.distributed.is_initialized():
+        import avalanche  # noqa: F401  # it refuses to be imported in such a process once there is a group
+    PartialState(cpu=not torch.cuda.is_available())
+
+
+def check_shareable(model: nn.Module) -> None:
+    """Raise UsageError if what a model learns would depend on how a batch is divided among processes."""
+    from torch import nn
+
+    if world_size() > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise UsageError(
+            f"model {type(model).__name__}: batch norm sees each process's part of a batch alone: results would "
+            "depend on their number; use one process"
+        )
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        import torch
+
+        begin()
+        torch.distributed.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Within, the first process goes first, and the others find what it wrote.
+
+    A first process that fails within leaves the others waiting: what is done here must be checked before.
+    """
+    if world_size() == 1:
+        yield
+        return
+    try:
+        if not is_main():
+            barrier()
+        yield
+    finally:
+        if is_main():
+            barrier()
+
+
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over the processes; every process must call it."""
+    if world_size() > 1:
+        import torch
+
+        tensor = tensor.clone()
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+class Share:
+    """A batch sampler's batches, of each the part of one process; the parts together are the batch, in its order.
+
+    Parts differ by at most one example. Where a batch has fewer examples than there are processes, some get
+    ``-1 - index`` of its first instead: see :class:`StandIns`.
+
+    Args:
+        batches: Of all processes together.
+        rank: Of this process.
+        size: Number of processes.
+    """
+
+    def __init__(self, batches: BatchSampler, rank: int, size: int) -> None:
+        self.batches, self.rank, self.size = batches, rank, size
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            start, end = (len(batch) * part // self.size for part in (self.rank, self.rank + 1))
+            yield batch[start:end] or [-1 - batch[0]]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.batches, name)  # accelerate looks for the sampler in it
+
+
+class StandIns:
+    """A data set that gives for the index ``-1 - i`` its example i without loss, of the source ``NOBODY``."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= 0:
+            return self.dataset[index]
+        from forgetting.tasks.encode import IGNORED
+
+        feature = dict(self.dataset[-1 - index])
+        return {**feature, "labels": [IGNORED] * len(feature["labels"]), "source": NOBODY, "truncated": 0}
