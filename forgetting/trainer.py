@@ -137,7 +137,7 @@ class ContinualTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset if world_size() == 1 else StandIns(train_dataset),  # type: ignore[arg-type]
+            train_dataset=train_dataset if world_size() == 1 else StandIns(train_dataset),
             data_collator=Collator.for_tokenizer(tokenizer),
             callbacks=[_Hooks(self, on_step), *(callbacks or [])],
         )
@@ -160,10 +160,10 @@ class ContinualTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The same batches in the same order, whatever the number of processes: each takes its part of every batch."""
-        loader = super().get_train_dataloader()
+        loader: Any = super().get_train_dataloader()
         if world_size() > 1:
-            sharded: Any = loader.batch_sampler  # accelerate's, which gives whole batches to the processes in turn
-            share = Share(sharded.batch_sampler, rank(), world_size())
+            # Within accelerate's sampler, which gives whole batches to the processes in turn.
+            share = Share(loader.batch_sampler.batch_sampler, rank(), world_size())
             # torch refuses the assignment on a loader that is made, and accelerate makes it with its own sampler.
             object.__setattr__(loader.base_dataloader, "batch_sampler", share)
         return loader

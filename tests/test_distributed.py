@@ -129,10 +129,10 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
             assert pytest.approx(mine.R, abs=1e-9) == theirs.R
             assert pytest.approx(mine.G, abs=1e-9) == theirs.G
             assert theirs.drift["pretraining"].ce == pytest.approx(mine.drift["pretraining"].ce, abs=1e-9)
-        for mine, theirs in zip(alone.cost.tasks, shared.cost.tasks, strict=True):
-            assert (theirs.tokens, theirs.examples, theirs.steps) == (mine.tokens, mine.examples, mine.steps)
+        for cost, other in zip(alone.cost.tasks, shared.cost.tasks, strict=True):
+            assert (other.tokens, other.examples, other.steps) == (cost.tokens, cost.examples, cost.steps)
             # transformers takes the cross-entropy in float32, and so is what is logged of it
-            assert [loss for _, loss in theirs.log] == pytest.approx([loss for _, loss in mine.log], abs=1e-5)
+            assert [loss for _, loss in other.log] == pytest.approx([loss for _, loss in cost.log], abs=1e-5)
 
 
 if __name__ == "__main__":
