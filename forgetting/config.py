@@ -163,6 +163,8 @@ class EvaluationConfig(Strict):
         batch_size: Sequences per forward pass.
         drift: Measure cross-entropy and KL to the base model.
         drift_tokens: At most this many tokens per text and row.
+        fisher_distance: Measure ½ΔθᵀFΔθ too, with the base model's Fisher information of held-out pretraining text;
+            keeps a number per weight.
     """
 
     suite: Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)] = (
@@ -174,6 +176,7 @@ class EvaluationConfig(Strict):
     batch_size: int = Field(default=64, ge=1)
     drift: bool = True
     drift_tokens: int = Field(default=20_000, ge=1)
+    fisher_distance: bool = False
 
 
 class PretrainingConfig(Strict):
@@ -222,6 +225,8 @@ class RunConfig(Strict):
         values = self.model_dump(mode="json")
         if values["sequence"]["scenario"] is None:
             del values["sequence"]["scenario"]  # runs from before there were scenarios keep their names
+        if not values["evaluation"]["fisher_distance"]:
+            del values["evaluation"]["fisher_distance"]  # likewise
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

@@ -49,15 +49,15 @@ class Penalty(Protocol):
 PenaltyT = TypeVar("PenaltyT", bound=PenaltyOptions)
 
 
-def check_rules(method: str, model: PreTrainedModel) -> None:
-    """Raise UsageError unless every trained parameter has a rule for its Fisher information."""
+def check_rules(what: str, model: PreTrainedModel) -> None:
+    """Raise UsageError, which begins with what asks for it, unless every trained parameter has a Fisher rule."""
     from forgetting.fisher.capture import Capture, select_parameters
 
     try:
         with Capture(model, select_parameters(model, None), lambda name, uses: None):
             pass
     except ValueError as error:
-        raise UsageError(f"mitigation {method!r}: {error}") from None
+        raise UsageError(f"{what}: {error}") from None
 
 
 class QuadraticMitigation(Mitigation[PenaltyT]):

@@ -59,13 +59,15 @@ class CapabilityInfo(_Record):
 class TextDrift(_Record):
     """Drift on one text after one row's training; per-token means in nats, ``bpb`` in bits per UTF-8 byte.
 
-    ``kl_forward`` is KL(base‖tuned), ``kl_reverse`` KL(tuned‖base).
+    ``kl_forward`` is KL(base‖tuned), ``kl_reverse`` KL(tuned‖base), ``total_variation`` ½ Σ|base − tuned|, a
+    probability (``None`` in records from before it was measured).
     """
 
     ce: float
     bpb: float
     kl_forward: float
     kl_reverse: float
+    total_variation: float | None = None
     tokens: int
 
 
@@ -74,7 +76,8 @@ class Row(_Record):
 
     ``views`` holds the same row scored in another state of the model, such as ``adapter_off``, and ``view_drift`` the
     drift in that state.
-    ``weight_change`` maps a layer's name to ‖θ − θ_base‖ / ‖θ_base‖.
+    ``weight_change`` maps a layer's name to ‖θ − θ_base‖ / ‖θ_base‖. ``fisher_distance`` is ½ΔθᵀFΔθ, nats per
+    token, where the configuration asks for it.
     """
 
     R: list[float]
@@ -83,6 +86,7 @@ class Row(_Record):
     drift: dict[str, TextDrift] = {}
     view_drift: dict[str, dict[str, TextDrift]] = {}
     weight_change: dict[str, float] = {}
+    fisher_distance: float | None = None
     evaluation_seconds: float
 
 

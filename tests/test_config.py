@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.config import RunConfig, SequenceConfig, StudyConfig, parse_study, read_yaml, write_yaml
+from forgetting.config import (
+    EvaluationConfig,
+    RunConfig,
+    SequenceConfig,
+    StudyConfig,
+    parse_study,
+    read_yaml,
+    write_yaml,
+)
 from forgetting.errors import UsageError
 
 
@@ -44,6 +52,14 @@ def _run(**changes: object) -> RunConfig:
 def test_every_setting_changes_the_hash(changes: dict) -> None:
     assert _run(**changes).hash != _run().hash
     assert _run(**changes).hash == _run(**changes).hash
+
+
+def test_a_run_from_before_a_setting_keeps_its_name() -> None:
+    """The hash of committed results, whose records know neither scenarios nor the Fisher distance."""
+    run = RunConfig(model="micro", sequence=SequenceConfig(name="micro-5"), mitigation="naive", seed=0)
+    assert run.hash == "863bae75edea"
+    measured = run.model_copy(update={"evaluation": EvaluationConfig(fisher_distance=True)})
+    assert measured.hash != run.hash
 
 
 def test_run_ids_are_names_of_files_whatever_the_mitigation_is() -> None:

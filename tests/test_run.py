@@ -27,7 +27,7 @@ def small_study(**changes: object) -> StudyConfig:
         "model": "micro",
         "sequence": {"name": "micro-5", "train_size": 48, "test_size": 24},
         "training": {"steps": 4, "batch_size": 8, "max_length": 96},
-        "evaluation": {"suite": "micro", "limit": 8, "drift_tokens": 500},
+        "evaluation": {"suite": "micro", "limit": 8, "drift_tokens": 500, "fisher_distance": True},
         "pretraining": {"documents": 40, "held_out_documents": 8},
     }
     return parse_study(values | changes)
@@ -70,6 +70,7 @@ def test_all_runs_share_row_0_and_it_has_no_drift(finished: tuple[ResultStore, l
     base = records[0].rows[0]
     assert all(d.kl_forward == 0 and d.kl_reverse == 0 for d in base.drift.values()) and base.drift
     assert all(change == 0 for change in base.weight_change.values()) and base.weight_change
+    assert base.fisher_distance == 0 and all(d.total_variation == 0 for d in base.drift.values())
 
 
 def test_a_rate_of_nearly_zero_changes_nothing_and_naive_does(
@@ -81,6 +82,9 @@ def test_a_rate_of_nearly_zero_changes_nothing_and_naive_does(
     assert still.R[-1] == still.R[0] and still.G[-1] == still.G[0]
     held_out = next(name for name in naive.rows[-1].drift if name != "task_inputs")
     assert naive.rows[-1].drift[held_out].kl_forward > 1e-3 > still.rows[-1].drift[held_out].kl_forward
+    assert naive.rows[-1].drift[held_out].total_variation > 1e-3 > still.rows[-1].drift[held_out].total_variation
+    assert naive.rows[-1].fisher_distance > 1e-3 > still.rows[-1].fisher_distance > 0
+    assert lora.rows[-1].fisher_distance > 0
     off = lora.rows[-1].views["adapter_off"]
     assert off["R"] == lora.R[0] and off["G"] == lora.G[0]
 

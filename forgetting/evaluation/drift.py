@@ -19,6 +19,7 @@ from forgetting.results import TextDrift
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from forgetting.fisher import DiagonalFisher
     from forgetting.tasks.task import Example
 
 LOGIT_BYTES = 2**28
@@ -78,7 +79,8 @@ class DriftMeter:
 
         For a text with N predicted tokens, p the base model and q the given one, all in nats per token:
         ``ce`` = −(1/N) Σ ln q(x_i | x_<i), ``kl_forward`` = (1/N) Σ KL(p ‖ q), ``kl_reverse`` = (1/N) Σ KL(q ‖ p),
-        each KL over the whole vocabulary; ``bpb`` = the sum of ce over ln 2 · the UTF-8 bytes of these tokens.
+        each KL over the whole vocabulary; ``total_variation`` = (1/N) Σ ½ Σ_v |p(v) − q(v)|, no nats; ``bpb`` = the sum
+        of ce over ln 2 · the UTF-8 bytes of these tokens.
 
         Args:
             model: Left in the mode it was in. For the base model itself both KLs are exactly 0.
@@ -98,7 +100,7 @@ class DriftMeter:
             return {name: self._measure(model, windows) for name, windows in texts.items() if windows.tokens}
 
     def _measure(self, model: PreTrainedModel, windows: _Windows) -> TextDrift:
-        sums = torch.zeros(3, dtype=torch.float64)  # ce, KL(p ‖ q), KL(q ‖ p)
+        sums = torch.zeros(4, dtype=torch.float64)  # ce, KL(p ‖ q), KL(q ‖ p), TV(p, q)
         for input_ids, predicted in windows.batches:
             targets = input_ids[:, 1:][predicted].to(model.device)
             log_q = _log_probs(model, input_ids, predicted)
@@ -108,12 +110,14 @@ class DriftMeter:
                 difference = log_p - log_q
                 sums[1] += (log_p.exp_() * difference).sum(dtype=torch.float64).cpu()
                 sums[2] -= (log_q.exp_() * difference).sum(dtype=torch.float64).cpu()
-        ce, kl_forward, kl_reverse = (sums / windows.tokens).tolist()
+                sums[3] += log_p.sub_(log_q).abs_().sum(dtype=torch.float64).cpu() / 2  # both are probabilities now
+        ce, kl_forward, kl_reverse, total_variation = (sums / windows.tokens).tolist()
         return TextDrift(
             ce=ce,
             bpb=float(sums[0]) / math.log(2) / windows.bytes,
             kl_forward=kl_forward,
             kl_reverse=kl_reverse,
+            total_variation=total_variation,
             tokens=windows.tokens,
         )
 
@@ -196,6 +200,21 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
         layer: math.sqrt(change / norm) if norm else (math.inf if change else 0.0)
         for layer, (change, norm) in squares.items()
     }
+
+
+def fisher_distance(base_model: PreTrainedModel, model: PreTrainedModel, fisher: DiagonalFisher) -> float:
+    """Distance of the weights in the base model's Fisher information, ½ Σ_i F_i (θ_i − θ_base,i)².
+
+    To second order it is KL(base‖tuned) on sequences like those that F is a mean over (Martens 2020, arXiv 1412.1193),
+    here in nats per predicted token. Adapters count as the change that merging them would make, as in
+    :func:`weight_change`.
+    """
+    from forgetting.analysis.laws import second_order_rise
+
+    before, after = {}, {}
+    for name, _, reference, tuned in compared_weights(base_model, model):
+        before[name], after[name] = reference, tuned
+    return second_order_rise(before, after, fisher).per_token
 
 
 def compared_weights(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from forgetting.evaluation.drift import weight_change
+from forgetting.consolidation import check_rules
+from forgetting.evaluation.drift import fisher_distance, weight_change
 from forgetting.results import Row
 
 if TYPE_CHECKING:
@@ -14,9 +16,14 @@ if TYPE_CHECKING:
 
     from forgetting.config import EvaluationConfig
     from forgetting.families.base import Family
+    from forgetting.fisher import DiagonalFisher
     from forgetting.mitigations import Mitigation
     from forgetting.tasks.pretraining import PretrainingText
     from forgetting.tasks.task import Task
+
+FISHER_DOCUMENTS = 128
+FISHER_BATCH = 16
+"""The batches change nothing but the time."""
 
 RowItems = dict[str, dict[str, list[float]]]
 
@@ -46,13 +53,30 @@ class Evaluator:
         self.capabilities = family.capabilities(config, pretraining)
         self.scorers = [family.scorer(task, config.batch_size, max_length) for task in self.sequence.tasks]
         self.drift = family.drift(config, pretraining, max_length) if config.drift else None
+        self._pretraining = pretraining
         self._base_evaluation: Evaluation | None = None
+        if config.fisher_distance:
+            check_rules("evaluation.fisher_distance", self.base.model)
 
     def base_row(self) -> Evaluation:
         """Row 0, measured once per evaluator: every run of a study starts from the same base model."""
         if self._base_evaluation is None:
             self._base_evaluation = self.evaluate(self.base.model, None, None)
         return self._base_evaluation
+
+    @cached_property
+    def _base_fisher(self) -> DiagonalFisher:
+        """The base model's, with labels drawn from it, of held-out pretraining text."""
+        import torch
+
+        from forgetting.fisher import diagonal_fisher
+        from forgetting.tasks.pretraining import OWN
+        from forgetting.trainer import padded_batches
+
+        documents = self._pretraining.held_out[OWN][:FISHER_DOCUMENTS]
+        features = self.family.encode_pretraining(documents, self.max_length)
+        batches = padded_batches(features, self.base.tokenizer, FISHER_BATCH)
+        return diagonal_fisher(self.base.model, batches, estimator="sample", generator=torch.Generator().manual_seed(0))
 
     def estimate_seconds(self) -> float:
         """Roughly what a row takes: a batch of the first task's items, timed, for as many items as there are."""
@@ -87,6 +111,8 @@ class Evaluator:
         if self.drift is not None:
             row.drift = self.drift.measure(model, learned)
             row.weight_change = weight_change(self.base.model, model)
+        if self.config.fisher_distance:
+            row.fisher_distance = fisher_distance(self.base.model, model, self._base_fisher)
         row.evaluation_seconds = time.perf_counter() - begun
         return Evaluation(row, items)
 

@@ -87,7 +87,7 @@ class FeatureDrift:
     def _measure(self, model: PreTrainedModel, batches: list[dict[str, torch.Tensor]], size: float) -> TextDrift:
         from forgetting.families.scoring import predictions
 
-        sums = torch.zeros(3, dtype=torch.float64)  # ce, KL(base ‖ model), KL(model ‖ base)
+        sums = torch.zeros(4, dtype=torch.float64)  # ce, KL(base ‖ model), KL(model ‖ base), total variation
         count = 0
         for batch in batches:
             logits, labels = predictions(model, batch)
@@ -97,8 +97,17 @@ class FeatureDrift:
             if model is not self.base:
                 log_p = predictions(self.base, batch)[0].log_softmax(-1)
                 difference = log_p - log_q
-                sums[1] += (log_p.exp() * difference).sum(dtype=torch.float64).cpu()
-                sums[2] -= (log_q.exp() * difference).sum(dtype=torch.float64).cpu()
-        ce, kl_forward, kl_reverse = (sums / count).tolist()
+                p, q = log_p.exp(), log_q.exp()
+                sums[1] += (p * difference).sum(dtype=torch.float64).cpu()
+                sums[2] -= (q * difference).sum(dtype=torch.float64).cpu()
+                sums[3] += (p - q).abs().sum(dtype=torch.float64).cpu() / 2
+        ce, kl_forward, kl_reverse, total_variation = (sums / count).tolist()
         bpb = float(sums[0]) / math.log(2) / size
-        return TextDrift(ce=ce, bpb=bpb, kl_forward=kl_forward, kl_reverse=kl_reverse, tokens=count)
+        return TextDrift(
+            ce=ce,
+            bpb=bpb,
+            kl_forward=kl_forward,
+            kl_reverse=kl_reverse,
+            total_variation=total_variation,
+            tokens=count,
+        )

@@ -79,7 +79,7 @@ class EWC(QuadraticMitigation[EWCOptions]):
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""
         if self.options.strength > 0 and self.options.estimator != "batched":
-            check_rules(self.name, model)
+            check_rules(f"mitigation {self.name!r}", model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Consolidate the pretrained state, on pretraining text."""

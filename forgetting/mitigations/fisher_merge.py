@@ -69,7 +69,7 @@ class FisherMerge(Mitigation[FisherMergeOptions]):
         from forgetting.consolidation import check_rules
 
         if self.options.weight < 1:
-            check_rules("fisher_merge", model)
+            check_rules("mitigation 'fisher_merge'", model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Take the Fisher information of the pretrained state, on pretraining text."""

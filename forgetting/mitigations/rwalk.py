@@ -113,7 +113,7 @@ class RWalk(QuadraticMitigation[RWalkOptions]):
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule."""
         if self.options.strength > 0:
-            check_rules(self.name, model)
+            check_rules(f"mitigation {self.name!r}", model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Protect the pretrained state."""

@@ -67,7 +67,7 @@ class SI(QuadraticMitigation[SIOptions]):
     def check_model(self, model: PreTrainedModel) -> None:
         """Every trained parameter has a rule, where a Fisher information is asked for."""
         if self.options.strength > 0 and self.options.pretrained == "fisher":
-            check_rules(self.name, model)
+            check_rules(f"mitigation {self.name!r}", model)
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Protect the pretrained state, where that is asked for."""

@@ -61,9 +61,9 @@ def summarise(store: ResultStore) -> pd.DataFrame:
     ACC, LA, BWT, FWT, ``forgetting`` in R's unit, and ``intransigence`` where the study has a run of ``single_task``
     (NaN at seeds that it did not finish); ``retention``, its numbers of capabilities defined and
     undefined; ``delta_G`` in G's unit; item flips as shares, means over the capabilities with right-or-wrong
-    items; per text ``delta_CE:<text>``, ``KL_forward:<text>``, ``KL_reverse:<text>`` after the last task,
-    nats per token; and the cost. Metrics of a run that is not finished are NaN; its cost is what it has taken
-    so far.
+    items; per text ``delta_CE:<text>``, ``KL_forward:<text>``, ``KL_reverse:<text>`` after the last task, nats per
+    token, and ``TV:<text>``; ``fisher_distance`` where it was measured; and the cost. Metrics of a run that is not
+    finished are NaN; its cost is what it has taken so far.
 
     Raises:
         UsageError: if a record cannot be read, or runs of one study were scored on different tasks or
@@ -222,6 +222,10 @@ def _drift(record: RunRecord, view: str) -> dict[str, float]:
             values[f"delta_CE:{text}"] = metrics.delta_cross_entropy(base[text].ce, drift.ce)
         values[f"KL_forward:{text}"] = drift.kl_forward
         values[f"KL_reverse:{text}"] = drift.kl_reverse
+        if drift.total_variation is not None:
+            values[f"TV:{text}"] = drift.total_variation
+    if not view and end.fisher_distance is not None:
+        values["fisher_distance"] = end.fisher_distance
     return values
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from forgetting.errors import UsageError
-from forgetting.evaluation.drift import DriftMeter, weight_change
+from forgetting.evaluation.drift import DriftMeter, fisher_distance, weight_change
 from forgetting.mitigations import build_mitigation
 from forgetting.tasks.task import Example
 from tests.evaluation.test_encoding import with_bos
@@ -32,9 +32,9 @@ def meter(base: PreTrainedModel, **changes: object) -> DriftMeter:
 
 def brute_force(
     base: PreTrainedModel, model: PreTrainedModel, documents: list[list[int]], max_length: int
-) -> tuple[float, float, float, int]:
-    """Sums of ce and both KLs over tokens, one token at a time; a window begins every ``max_length`` − 1 tokens."""
-    ce = forward = reverse = 0.0
+) -> tuple[float, float, float, float, int]:
+    """Sums of ce, both KLs and total variation, a token at a time; a window begins every ``max_length`` − 1 tokens."""
+    ce = forward = reverse = variation = 0.0
     tokens = 0
     for ids in documents:
         for k in range(1, len(ids)):
@@ -44,20 +44,22 @@ def brute_force(
             ce -= math.log(q[ids[k]])
             forward += float(sum(p[v] * math.log(p[v] / q[v]) for v in range(len(p))))
             reverse += float(sum(q[v] * math.log(q[v] / p[v]) for v in range(len(p))))
+            variation += float(sum(abs(p[v] - q[v]) for v in range(len(p)))) / 2
             tokens += 1
-    return ce, forward, reverse, tokens
+    return ce, forward, reverse, variation, tokens
 
 
 def test_drift_equals_brute_force_in_float64() -> None:
     base, model = pair(torch.float64)
     ids = [TOKENIZER(document)["input_ids"] for document in DOCUMENTS]
     with torch.no_grad():
-        ce, forward, reverse, tokens = brute_force(base, model, ids, max_length=5)
+        ce, forward, reverse, variation, tokens = brute_force(base, model, ids, max_length=5)
     drift = meter(base).measure(model)["text"]
     assert drift.tokens == tokens == 10 + 0 + 2 + 4
     assert drift.ce == pytest.approx(ce / tokens, rel=1e-12)
     assert drift.kl_forward == pytest.approx(forward / tokens, rel=1e-12)
     assert drift.kl_reverse == pytest.approx(reverse / tokens, rel=1e-12)
+    assert drift.total_variation == pytest.approx(variation / tokens, rel=1e-12)
     assert abs(drift.kl_forward - drift.kl_reverse) > 1e-3
     # bytes of what is predicted: each document but its first word; the one-word document has none
     predicted = sum(len(document) - len(document.split()[0]) for document in DOCUMENTS if " " in document)
@@ -76,7 +78,7 @@ def test_the_base_model_has_no_drift_at_all() -> None:
     base, _ = pair(torch.float32)
     for model in (base, copy.deepcopy(base)):
         drift = meter(base).measure(model)["text"]
-        assert (drift.kl_forward, drift.kl_reverse) == (0.0, 0.0)
+        assert (drift.kl_forward, drift.kl_reverse, drift.total_variation) == (0.0, 0.0, 0.0)
         assert drift.ce > 0
 
 
@@ -110,11 +112,13 @@ def test_a_new_task_is_measured_on_its_prompts_and_on_its_answers() -> None:
         # what a document has beyond its prompt's predictions is its answer's
         wholes = brute_force(base, model, [[2, 3, 4, 29], [5, 30, 31]], max_length=5)
     answers = [whole - part for whole, part in zip(wholes, inputs, strict=True)]
-    for name, (ce, forward, reverse, tokens), count in (("task_inputs", inputs, 2), ("task_answers", answers, 3)):
+    expected = (("task_inputs", inputs, 2), ("task_answers", answers, 3))
+    for name, (ce, forward, reverse, variation, tokens), count in expected:
         assert drift[name].tokens == tokens == count
         assert drift[name].ce == pytest.approx(ce / count, rel=1e-12)
         assert drift[name].kl_forward == pytest.approx(forward / count, rel=1e-12)
         assert drift[name].kl_reverse == pytest.approx(reverse / count, rel=1e-12)
+        assert drift[name].total_variation == pytest.approx(variation / count, rel=1e-12)
     assert drift["task_answers"].bpb == pytest.approx(answers[0] / math.log(2) / len(" w29 w30 w31"), rel=1e-12)
     assert set(meter(base).measure(model, [Example("w5", " w31")])) == {"text", "task_answers"}
 
@@ -159,6 +163,26 @@ def test_weight_change_is_relative_and_by_layer(model: PreTrainedModel, layers: 
         block.flatten()[0] += 3
     norm = math.sqrt(sum(float(p.double().square().sum()) for p in base_block))
     assert weight_change(model, tuned) == pytest.approx({**dict.fromkeys(layers, 0.0), "block 1": 3 / norm})
+
+
+def test_the_fisher_distance_is_half_the_quadratic_form_and_merges_adapters() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from forgetting.fisher import diagonal_fisher
+
+    base, model = pair(torch.float64)
+    ids = torch.tensor([[2, 3, 4, 5], [6, 7, 8, 9]])
+    fisher = diagonal_fisher(base, [{"input_ids": ids, "labels": ids}], estimator="empirical")
+    moved = {name: p.detach() for name, p in model.named_parameters()}
+    pulls = [fisher.values[name] * (moved[name] - p.detach()).square() for name, p in base.named_parameters()]
+    by_hand = 0.5 * sum(float(pull.sum()) for pull in pulls) / 3  # of 4 tokens, 3 are predicted
+    assert fisher_distance(base, model, fisher) == pytest.approx(by_hand, rel=1e-6)  # F is in fp32
+    assert fisher_distance(base, base, fisher) == 0
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    wrapped = get_peft_model(copy.deepcopy(base), lora)
+    distance = fisher_distance(base, wrapped, fisher)
+    assert distance > 0
+    assert distance == pytest.approx(fisher_distance(base, wrapped.merge_and_unload(), fisher), rel=1e-9)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])

@@ -146,6 +146,7 @@ def test_drift_is_the_change_of_what_was_pretrained(name: str) -> None:
             parameter.add_(0.05 * torch.randn_like(parameter))
     after = meter.measure(tuned, known.sequence.tasks[0].test)
     assert after["pretraining"].kl_forward > 0 and after["pretraining"].kl_reverse > 0
+    assert 0 < (after["pretraining"].total_variation or 0) < 1
     assert ("task_inputs" in after) == (name != "vit")
     p, q = (predictions(m, batch)[0].log_softmax(-1) for m in (base, tuned))
     assert after["pretraining"].kl_forward == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-4)
