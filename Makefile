@@ -5,9 +5,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 SCALE := smoke
+MINUTES := 20
 WORKERS := 1
 
-.PHONY: demo test lint studies paper install clean
+.PHONY: demo test lint studies torture paper install clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/forgetting demo
@@ -22,6 +23,9 @@ lint: $(VENV)/.installed
 
 studies: $(VENV)/.installed
 	HF_HUB_OFFLINE=1 $(VENV)/bin/forgetting study run --all --scale $(SCALE) --workers $(WORKERS)
+
+torture: $(VENV)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m experiments.torture --minutes $(MINUTES)
 
 install: $(VENV)/.installed
 
