@@ -1,73 +1,212 @@
-"""A run's state between two tasks: the model's weights and the mitigation's, as safetensors."""
+"""Checkpoints: folders that are whole or are not used; a run's state between two tasks.
+
+Every checkpoint is a folder of safetensors and JSON with a manifest of its files' sizes and checksums. It is written
+under a temporary name, flushed (files and folder) and renamed; what does not agree with its manifest is torn, and the
+one before it is used. A run's folder has
+
+    row-<r>                 model and mitigation after the first r tasks; the last two are kept
+    row-<r>-step-<s>        the next task's training after s steps (``forgetting.training_state``); the last two
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
+import re
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forgetting.distributed import is_main
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from forgetting.mitigations import Mitigation
 
-FILES = ("model.safetensors", "mitigation.safetensors")
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+KEPT = 2
+"""Checkpoints of a kind that are kept: the newest may turn out to be torn."""
+EVERY = "10 minutes"
+"""The default: a task that takes less time is not saved in its middle, and costs nothing more."""
+UNITS = {"step": 1, "steps": 1, "second": 1, "seconds": 1, "minute": 60, "minutes": 60, "hour": 3600, "hours": 3600}
+
+
+class Interval:
+    """How often a task's training is saved.
+
+    Args:
+        text: ``50 steps``, ``10 minutes`` (seconds, hours), or ``never``.
+
+    Raises:
+        UsageError: for anything else.
+    """
+
+    def __init__(self, text: str) -> None:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", text.strip())
+        self.steps: int | None = None
+        self.seconds: float | None = None
+        if text.strip() == "never":
+            return
+        if match is None or match[2] not in UNITS or float(match[1]) == 0:
+            raise UsageError(f"checkpoint_every = {text!r}: needs '50 steps', '10 minutes' or 'never'")
+        if not match[2].startswith("step"):
+            self.seconds = float(match[1]) * UNITS[match[2]]
+        elif "." in match[1]:
+            raise UsageError(f"checkpoint_every = {text!r}: steps are whole")
+        else:
+            self.steps = int(match[1])
+
+
+def write_checkpoint(target: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write a folder of files and their manifest: the folder is there whole, or not at all.
+
+    Args:
+        target: The folder; one of that name is replaced.
+        files: By name, functions that write them.
+
+    Raises:
+        UsageError: if it cannot be written (read-only, full).
+    """
+    from safetensors import SafetensorError
+
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, write in files.items():
+            write(temporary / name)
+        listed = {name: _describe(temporary / name) for name in files}
+        (temporary / MANIFEST).write_text(json.dumps({"files": listed}, indent=1))
+        for name in (*files, MANIFEST):
+            _flush(temporary / name)
+        _flush(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+        _flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UsageError(
+            f"output {str(target.parent)!r}: the checkpoint cannot be written: {error}; what was finished before is "
+            "intact, free some space and resume"
+        ) from None
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    with open(file, "rb") as handle:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def torn(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or ``None`` where every file is what its manifest says."""
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        for name, expected in files.items():
+            if _describe(folder / name) != expected:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a checkpoint can be used; one line in the log where it is there and cannot."""
+    if not folder.is_dir():
+        return False
+    problem = torn(folder)
+    if problem is not None:
+        logger.warning("checkpoint %s is torn (%s); the one before it is used", folder, problem)
+    return problem is None
+
+
+def row_path(folder: Path, row: int) -> Path:
+    """Where the state after the first ``row`` tasks is."""
+    return folder / f"row-{row}"
+
+
+def steps_of(folder: Path, row: int) -> list[int]:
+    """The steps at which the task after row ``row`` was saved, oldest first, torn ones too."""
+    found = (re.fullmatch(rf"row-{row}-step-(\d+)", path.name) for path in folder.glob(f"row-{row}-step-*"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def step_path(folder: Path, row: int, step: int) -> Path:
+    """Where the state of the task after row ``row`` is, as it was after ``step`` of its steps."""
+    return folder / f"row-{row}-step-{step}"
 
 
 def save_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: Mitigation) -> None:
-    """Write ``folder/row-<row>`` under a temporary name, rename it, then delete older rows but one.
+    """Write the state after the first ``row`` tasks.
 
-    The one before stays until the next: a kill between this and the record's write must find the row that the
-    record tells of.
+    What is older stays until :func:`drop_older`: a kill between this and the record's write must find the row that
+    the record tells of.
 
     Raises:
         UsageError: if the folder cannot be written (read-only, full).
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file, save_model
+    from safetensors.torch import save_model
 
     if not is_main():
         return
-    target = folder / f"row-{row}"
-    temporary = folder / f".row-{row}.tmp"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_model(model, str(temporary / FILES[0]))
-        state = {key: value.detach().contiguous().clone() for key, value in mitigation.state_dict().items()}
-        save_file(state, temporary / FILES[1])
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"output {str(folder)!r}: the checkpoint cannot be written: {error}; what was finished before is intact, "
-            "free some space and resume"
-        ) from None
-    for old in folder.glob("row-*"):
-        if int(old.name.removeprefix("row-")) < row - 1:
-            shutil.rmtree(old, ignore_errors=True)
+    state = mitigation.state_dict()
+    write_checkpoint(
+        row_path(folder, row),
+        {
+            "model.safetensors": lambda path: save_model(model, str(path)),
+            "mitigation.safetensors": lambda path: save_tensors(path, state),
+        },
+    )
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name; those that are parts of others, or share memory, are copied first."""
+    from safetensors.torch import save_file
+
+    own: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().contiguous()
+        if value.untyped_storage().nbytes() != value.nbytes or value.data_ptr() in seen:
+            value = value.clone()
+        seen.add(value.data_ptr())
+        own[name] = value
+    save_file(own, path)
+
+
+def drop_older(folder: Path, row: int) -> None:
+    """Delete what is not needed once row ``row`` is in the record: older rows but one, and steps on the way to it."""
+    for path in folder.glob("row-*"):
+        match = re.fullmatch(r"row-(\d+)(-step-\d+)?", path.name)
+        if match and int(match[1]) < (row if match[2] else row - KEPT + 1):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".row-*.tmp"):  # of a process that was killed while it wrote
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def latest_row(folder: Path, row: int) -> int:
     """Return the newest row up to ``row`` whose checkpoint is whole, or 0 (the base model needs none)."""
-    from safetensors import SafetensorError, safe_open
+    return next((candidate for candidate in range(row, 0, -1) if _whole(row_path(folder, candidate))), 0)
 
-    for candidate in range(row, 0, -1):
-        try:
-            for file in FILES:
-                with safe_open(folder / f"row-{candidate}" / file, framework="pt"):
-                    pass
-            return candidate
-        except (OSError, SafetensorError):
-            continue
-    return 0
+
+def latest_step(folder: Path, row: int) -> Path | None:
+    """Return the newest whole checkpoint of the training after row ``row``, or ``None``."""
+    paths = (step_path(folder, row, step) for step in reversed(steps_of(folder, row)))
+    return next((path for path in paths if _whole(path)), None)
 
 
 def load_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: Mitigation) -> None:
@@ -75,5 +214,5 @@ def load_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: 
     from safetensors.torch import load_file, load_model
 
     device = str(next(model.parameters()).device)
-    load_model(model, str(folder / f"row-{row}" / FILES[0]), device=device)
-    mitigation.load_state_dict(load_file(folder / f"row-{row}" / FILES[1], device=device))
+    load_model(model, str(row_path(folder, row) / "model.safetensors"), device=device)
+    mitigation.load_state_dict(load_file(row_path(folder, row) / "mitigation.safetensors", device=device))

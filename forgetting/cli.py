@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from forgetting import interruption
+from forgetting.checkpoint import EVERY
 from forgetting.cli_studies import studies
 from forgetting.errors import ForgettingError, UsageError
 
@@ -30,27 +32,42 @@ app.add_typer(studies, name="study")
 
 Workers = Annotated[int, typer.Option(min=1, help="Processes; the cores are divided among them.")]
 Hours = Annotated[float | None, typer.Option(min=0, help="Begin no run after so many hours; resume later.")]
+Every = Annotated[
+    str, typer.Option("--checkpoint-every", help="Save a task's training: '10 minutes', '50 steps', or never.")
+]
 Wandb = Annotated[str | None, typer.Option("--wandb", help="Log to this wandb project too (offline if need be).")]
 
 
 def _study(
-    folder: Path, config: StudyConfig, *, workers: int, wandb: str | None = None, hours: float | None = None
+    folder: Path,
+    config: StudyConfig,
+    *,
+    workers: int,
+    wandb: str | None = None,
+    hours: float | None = None,
+    checkpoint_every: str = EVERY,
 ) -> None:
-    """Plan, run with progress, report; exit code 1 where a run failed."""
+    """Plan, run with progress, report; exit code 1 where a run failed, 75 after SIGINT or SIGTERM."""
     from forgetting.display import RunProgress
     from forgetting.distributed import is_main
     from forgetting.study import run_study
 
-    with RunProgress() as progress:
-        records = run_study(
-            config,
-            folder,
-            workers=workers,
-            progress=progress.update,
-            wandb_project=wandb,
-            on_plan=progress.expect,
-            hours=hours,
-        )
+    try:
+        with RunProgress() as progress:
+            records = run_study(
+                config,
+                folder,
+                workers=workers,
+                progress=progress.update,
+                wandb_project=wandb,
+                on_plan=progress.expect,
+                hours=hours,
+                checkpoint_every=checkpoint_every,
+            )
+    except interruption.Interrupted as stop:
+        if is_main():
+            typer.echo(f"{stop}; continue with: forgetting resume {folder}", err=True)
+        raise typer.Exit(interruption.EXIT_CODE) from None
     if is_main():
         _tell(folder, config, records, hours)
     if any(record.status == "failed" for record in records):
@@ -113,6 +130,7 @@ def run(
     output: Annotated[Path | None, typer.Option(help="Folder of the study (default: results/<name>).")] = None,
     workers: Workers = 1,
     hours: Hours = None,
+    checkpoint_every: Every = EVERY,
     wandb: Wandb = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code that came with the model run. Dangerous.")
@@ -171,7 +189,7 @@ def run(
 
         print_plan(plan_study(config, folder), folder)
         return
-    _study(folder, config, workers=workers, wandb=wandb, hours=hours)
+    _study(folder, config, workers=workers, wandb=wandb, hours=hours, checkpoint_every=checkpoint_every)
 
 
 def _scalar(text: str) -> Any:
@@ -199,12 +217,17 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of a study that was begun.")],
     workers: Workers = 1,
     hours: Hours = None,
+    checkpoint_every: Every = EVERY,
     wandb: Wandb = None,
 ) -> None:
-    """Continue a study after a crash, a kill or a full disk, from each run's last finished task."""
+    """Continue a study after a crash, a kill or a full disk, from each run's last checkpoint.
+
+    What it may be given changes no number: processes, hours, checkpoints and logging. Everything else is in study.yaml.
+    """
     from forgetting.results import ResultStore
 
-    _study(folder, ResultStore.existing(folder).config(), workers=workers, wandb=wandb, hours=hours)
+    config = ResultStore.existing(folder).config()
+    _study(folder, config, workers=workers, wandb=wandb, hours=hours, checkpoint_every=checkpoint_every)
 
 
 @app.command()
@@ -321,5 +344,5 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("interrupted; finished tasks are stored, continue with: forgetting resume FOLDER", file=sys.stderr)
+            print("interrupted; what was stored is intact, continue with: forgetting resume FOLDER", file=sys.stderr)
         raise

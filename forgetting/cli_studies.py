@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from forgetting import interruption
 from forgetting.errors import UsageError
 
 studies = typer.Typer(help="The named studies: a published claim, its runs, and the verdict.", no_args_is_help=True)
@@ -54,6 +55,9 @@ def run_study(
                 verdicts = conclude(study, output, checked)
             else:
                 verdicts = run_named(study, output, checked, workers=workers, until=until)
+        except interruption.Interrupted as stop:
+            typer.echo(f"{stop}; continue with the same command", err=True)
+            raise typer.Exit(interruption.EXIT_CODE) from None
         except UsageError as error:  # the others can run: what is needed is said at the end
             stopped.append(f"{study.name}: {error}")
             continue

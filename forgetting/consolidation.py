@@ -73,6 +73,7 @@ class QuadraticMitigation(Mitigation[PenaltyT]):
 
     penalty: Penalty
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

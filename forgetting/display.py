@@ -177,6 +177,8 @@ def print_mitigation(name: str) -> None:
         cls.paper,
         f"cost: {_cost(cls)}",
         f"works on: {', '.join(cls.families)}",
+        "a killed task "
+        + ("goes on from its middle" if cls.resumes_within_task else "starts again from its beginning"),
     ):
         console.print(line, markup=False, highlight=False)
     table = Table()

@@ -14,6 +14,8 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
+from forgetting import interruption
+from forgetting.checkpoint import EVERY
 from forgetting.config import RunConfig
 from forgetting.errors import UsageError
 from forgetting.results import ResultStore
@@ -45,6 +47,7 @@ def _end_with_parent() -> None:
 def _begin_worker(events: Queue[tuple[str, float, str]], threads: int) -> None:
     global _events
     _events = events
+    interruption.begin_worker()
     _end_with_parent()
     import torch
 
@@ -56,12 +59,13 @@ def _report(run_id: str, share: float, doing: str) -> None:
     _events.put((run_id, share, doing))
 
 
-def _run_in_worker(run: dict[str, Any], folder: str, wandb_project: str | None) -> None:
+def _run_in_worker(run: dict[str, Any], folder: str, wandb_project: str | None, checkpoint_every: str) -> None:
     from forgetting.run import run_sequence
     from forgetting.tracking import Tracker
 
-    store = ResultStore(folder)
-    run_sequence(RunConfig(**run), store, progress=_report, tracker=Tracker(wandb_project, folder))
+    store, tracker = ResultStore(folder), Tracker(wandb_project, folder)
+    with interruption.released():
+        run_sequence(RunConfig(**run), store, progress=_report, tracker=tracker, checkpoint_every=checkpoint_every)
 
 
 def launch(
@@ -71,6 +75,7 @@ def launch(
     progress: Progress | None = None,
     wandb_project: str | None = None,
     hours: float | None = None,
+    checkpoint_every: str = EVERY,
 ) -> None:
     """Run all, in order; what is finished is in the store whatever happens to the rest.
 
@@ -80,8 +85,10 @@ def launch(
         progress: Called in this process.
         wandb_project: Log there too.
         hours: No run is begun after so many, but for one that a pool was already given; what has begun is finished.
+        checkpoint_every: How often a task's training is saved, see :class:`forgetting.checkpoint.Interval`.
 
     Raises:
+        Interrupted: on a signal, once every process has finished its step and saved.
         UsageError: if a worker was killed (out of memory, say); what it was doing can be resumed.
     """
     report: Progress = progress or (lambda run_id, share, doing: None)
@@ -94,7 +101,8 @@ def launch(
         for run, store in runs:
             if time.monotonic() >= deadline:
                 return
-            run_sequence(run, store, progress=report, tracker=Tracker(wandb_project, str(store.folder)))
+            tracker = Tracker(wandb_project, str(store.folder))
+            run_sequence(run, store, progress=report, tracker=tracker, checkpoint_every=checkpoint_every)
         return
     if time.monotonic() >= deadline:
         return
@@ -103,17 +111,33 @@ def launch(
     threads = max(1, _cores() // workers)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(events, threads))
     try:
-        waiting: set[Future[None]] = {
-            pool.submit(_run_in_worker, run.model_dump(mode="json"), str(Path(store.folder).absolute()), wandb_project)
-            for run, store in runs
-        }
-        while waiting:
-            if time.monotonic() >= deadline:
-                waiting = {future for future in waiting if not future.cancel()}
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            _drain(events, report)
-            for future in done:
-                future.result()
+        with interruption.blocked():
+            waiting: set[Future[None]] = {
+                pool.submit(
+                    _run_in_worker,
+                    run.model_dump(mode="json"),
+                    str(Path(store.folder).absolute()),
+                    wandb_project,
+                    checkpoint_every,
+                )
+                for run, store in runs
+            }
+        told = False
+        with interruption.held():
+            while waiting:
+                if interruption.requested() and not told:
+                    told = True
+                    for process in list(getattr(pool, "_processes", {}).values()):
+                        process.terminate()  # SIGTERM: it finishes its step, and saves
+                if told or time.monotonic() >= deadline:
+                    waiting = {future for future in waiting if not future.cancel()}
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                _drain(events, report)
+                for future in done:
+                    try:
+                        future.result()
+                    except interruption.Interrupted as signalled:
+                        interruption.request(*signalled.args)  # a worker alone was told: all end
     except BrokenProcessPool:
         folders = " ".join(sorted({str(store.folder) for _, store in runs}))
         raise UsageError(

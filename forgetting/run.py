@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from forgetting.checkpoint import latest_row, load_checkpoint, save_checkpoint
+from forgetting import interruption
+from forgetting.checkpoint import (
+    EVERY,
+    Interval,
+    drop_older,
+    latest_row,
+    latest_step,
+    load_checkpoint,
+    save_checkpoint,
+)
 from forgetting.config import RunConfig
 from forgetting.distributed import barrier, begin, check_shareable, main_first, world_size
 from forgetting.errors import RunFailed, UsageError
@@ -31,6 +40,7 @@ from forgetting.tasks.sequence import load_sequence
 from forgetting.tasks.task import Sequence, Task
 from forgetting.tracking import Tracker
 from forgetting.trainer import ContinualTrainer, training_arguments
+from forgetting.training_state import TaskCheckpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerCallback
@@ -102,15 +112,29 @@ def run_sequence(
     *,
     progress: Progress = lambda run_id, share, doing: None,
     tracker: Tracker | None = None,
+    checkpoint_every: str = EVERY,
 ) -> RunRecord:
-    """Run to the end, or go on from the last finished task.
+    """Run to the end, or go on from the last finished task, or from a checkpoint within a task.
+
+    Two processes must not run the same run at the same time: :class:`forgetting.lock.StudyLock`, which the launchers
+    hold, sees to that.
+
+    Args:
+        config: What to run.
+        store: Where it is kept.
+        progress: Told of what is done.
+        tracker: Told of rows.
+        checkpoint_every: How often a task's training is saved, see :class:`forgetting.checkpoint.Interval`. It
+            changes no number; a mitigation that cannot go on within a task begins it again.
 
     Returns:
         The record, ``finished`` or ``failed`` with its reason; either way it is in the store.
 
     Raises:
         UsageError: for input that cannot be used, before any training.
+        Interrupted: if a signal asked to stop; what was done is in the store.
     """
+    interval = Interval(checkpoint_every)
     record = store.load(config.run_id)
     if record is not None and record.status != "running":
         return record
@@ -158,7 +182,8 @@ def run_sequence(
                 share = (position + 0.8 * step / steps) / len(tasks)
                 progress(config.run_id, share, f"{task.name}, step {step}/{steps}")
 
-            model, cost = train_task(config, setting, mitigation, model, position, on_step)
+            saving = TaskCheckpoints(checkpoints, position, interval)
+            model, cost = train_task(config, setting, mitigation, model, position, on_step, checkpoints=saving)
             if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
                 raise RunFailed(f"weights are not finite after task {task.name!r}; lower the learning rate")
             record.cost.tasks.append(cost)
@@ -166,8 +191,9 @@ def run_sequence(
             record.cost.stored_floats = max(record.cost.stored_floats, mitigation.stored_floats())
             progress(config.run_id, (position + 0.8) / len(tasks), f"{task.name}, evaluation")
             evaluation = setting.evaluator.evaluate(model, mitigation, task)
-            save_checkpoint(store.checkpoint_path(config.run_id), position + 1, model, mitigation)
+            save_checkpoint(checkpoints, position + 1, model, mitigation)
             finish_row(evaluation)
+            drop_older(checkpoints, position + 1)
             progress(config.run_id, (position + 1) / len(tasks), f"{task.name}, done")
         record.status = "finished"
     except RunFailed as error:
@@ -261,8 +287,15 @@ def train_task(
     position: int,
     on_step: Callable[[int, int], None],
     callbacks: Iterable[TrainerCallback] = (),
+    checkpoints: TaskCheckpoints | None = None,
 ) -> tuple[PreTrainedModel, TaskCost]:
-    """Train on one task; the mitigation's own work before and after is in the time, and that of ``callbacks``."""
+    """Train on one task; the mitigation's own work before and after is in the time, and that of ``callbacks``.
+
+    With ``checkpoints`` it goes on from the newest of them that is whole, and saves more; not where a part of the
+    mitigation cannot be restored within a task.
+    """
+    if not mitigation.resumes_within_task:
+        checkpoints = None
     task, seen = setting.sequence.tasks[position], setting.sequence.tasks[:position]
     begun = time.perf_counter()
     torch.manual_seed(task_seed(config.seed, position))
@@ -281,9 +314,12 @@ def train_task(
             setting.base.tokenizer,
             callbacks=[*mitigation.callbacks(model, task), *callbacks],
             on_step=on_step,
+            checkpoints=checkpoints,
         )
         if args.max_steps != 0:  # the Trainer would take 0 as no limit
-            trainer.train()
+            newest = latest_step(checkpoints.folder, checkpoints.row) if checkpoints else None
+            with interruption.held():
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         trainer.count_everywhere()
     model = mitigation.after_task(model, task)
     tail = trainer.losses[-max(1, len(trainer.losses) // 10) :]
@@ -294,7 +330,7 @@ def train_task(
         examples=dict(trainer.examples),
         truncated=trainer.truncated,
         flops=trainer.state.total_flos,
-        seconds=time.perf_counter() - begun,
+        seconds=(checkpoints.seconds_before if checkpoints else 0.0) + time.perf_counter() - begun,
         train_loss=sum(tail) / len(tail) if tail else None,
         log=[(step, round(loss, 6)) for step, loss in enumerate(trainer.losses, start=1)],
     )

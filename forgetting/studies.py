@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from forgetting import interruption
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.verdicts import Claim, Verdict
 
@@ -280,6 +281,9 @@ def main(study: Study, description: str | None = None) -> None:
         else:
             until = time.monotonic() + 3600 * options.hours
             verdicts = run_named(study, options.output, options.scale, workers=options.workers, until=until)
+    except interruption.Interrupted as stop:
+        print(f"{stop}; continue with the same command", file=sys.stderr)
+        sys.exit(interruption.EXIT_CODE)
     except UsageError as error:
         sys.exit(f"error: {error}")
     print_verdicts(study, verdicts)

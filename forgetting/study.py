@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forgetting import interruption
+from forgetting.checkpoint import EVERY, Interval
 from forgetting.config import RunConfig, StudyConfig
 from forgetting.distributed import world_size
 from forgetting.errors import UsageError
+from forgetting.lock import StudyLock
 from forgetting.mitigations import build_mitigation
 from forgetting.results import ResultStore, RunRecord
 
@@ -154,6 +158,7 @@ def run_studies(
     wandb_project: str | None = None,
     on_plan: Callable[[Plan, Path], None] | None = None,
     hours: float | None = None,
+    checkpoint_every: str = EVERY,
 ) -> None:
     """Run studies, or what is left of them, by one pool of processes: first seeds first.
 
@@ -164,10 +169,12 @@ def run_studies(
         wandb_project: Log there too.
         on_plan: Called with each plan, before the first run.
         hours: No run is begun after so many; the studies can be resumed.
+        checkpoint_every: How often a task's training is saved in its middle: ``10 minutes``, ``50 steps``, ``never``.
 
     Raises:
-        UsageError: before any training, for a configuration that cannot be used or a folder that holds another
-            study.
+        UsageError: before any training, for a configuration that cannot be used, a folder that holds another
+            study, or one that another process works on.
+        Interrupted: on SIGINT or SIGTERM, once the present step is finished and saved.
     """
     if workers < 1:
         raise UsageError(f"workers = {workers}: needs at least 1")
@@ -175,24 +182,33 @@ def run_studies(
         raise UsageError(f"workers = {workers}: {world_size()} processes train one model together; give 1")
     if hours is not None and not hours >= 0:
         raise UsageError(f"hours = {hours}: needs a number from 0 on")
+    Interval(checkpoint_every)
     begun = time.monotonic()
-    plans = {folder: plan_study(config, folder) for folder, config in studies.items()}
-    runs = []
-    for folder, config in studies.items():
-        store = ResultStore.create(folder, config)
-        runs += [(config.seeds.index(run.config.seed), run.config, store) for run in plans[folder].left]
-        if on_plan is not None:
-            on_plan(plans[folder], folder)
-    runs.sort(key=lambda run: run[0])
-    from forgetting.launch import launch
+    locks = [StudyLock(folder) for folder in studies]
+    for lock in locks:  # before what takes time, and writes
+        lock.check()
+    with interruption.graceful(), ExitStack() as held:
+        plans = {folder: plan_study(config, folder) for folder, config in studies.items()}
+        for lock in locks:
+            held.enter_context(lock)
+        runs = []
+        for folder, config in studies.items():
+            store = ResultStore.create(folder, config)
+            runs += [(config.seeds.index(run.config.seed), run.config, store) for run in plans[folder].left]
+            if on_plan is not None:
+                on_plan(plans[folder], folder)
+        runs.sort(key=lambda run: run[0])
+        from forgetting.launch import launch
 
-    launch(
-        [(run, store) for _, run, store in runs],
-        workers=workers,
-        progress=progress,
-        wandb_project=wandb_project,
-        hours=None if hours is None else max(0.0, hours - (time.monotonic() - begun) / 3600),  # planning is part of it
-    )
+        launch(
+            [(run, store) for _, run, store in runs],
+            workers=workers,
+            progress=progress,
+            wandb_project=wandb_project,
+            # planning is part of it
+            hours=None if hours is None else max(0.0, hours - (time.monotonic() - begun) / 3600),
+            checkpoint_every=checkpoint_every,
+        )
 
 
 def run_study(
@@ -204,6 +220,7 @@ def run_study(
     wandb_project: str | None = None,
     on_plan: Callable[[Plan, Path], None] | None = None,
     hours: float | None = None,
+    checkpoint_every: str = EVERY,
 ) -> list[RunRecord]:
     """Run a study, or what is left of it; see :func:`run_studies`.
 
@@ -217,5 +234,6 @@ def run_study(
         wandb_project=wandb_project,
         on_plan=on_plan,
         hours=hours,
+        checkpoint_every=checkpoint_every,
     )
     return list(ResultStore(folder).records())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +19,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from forgetting import interruption, training_state
 from forgetting.distributed import NOBODY, Share, StandIns, rank, total, world_size
 from forgetting.errors import RunFailed, UsageError
 from forgetting.mitigations.base import Mitigation
 from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
 from forgetting.tasks.mixing import SOURCES
-from forgetting.weights import kept, present, statistics_kept
+from forgetting.weights import kept, present, statistics_kept, under_prefix, with_prefix
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from forgetting.config import TrainingConfig
+    from forgetting.training_state import TaskCheckpoints
 
 
 def training_arguments(config: TrainingConfig, *, seed: int, output: str) -> TrainingArguments:
@@ -95,6 +100,27 @@ class _Hooks(TrainerCallback):
             self.on_step(state.global_step, state.max_steps)
 
 
+class _Saver(TrainerCallback):
+    """The last of the callbacks: restores the others once they have begun, and has the trainer save when it is due."""
+
+    def __init__(self, trainer: ContinualTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.restore_parts()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        last = control.should_training_stop
+        self.trainer.trained = last
+        checkpoints = self.trainer.checkpoints
+        if checkpoints is None:
+            interruption.check()
+        elif interruption.requested() or checkpoints.due(state.global_step, last=last):
+            control.should_save = True
+
+
 class ContinualTrainer(Trainer):
     """Trains one task. The loss is the mean over predicted tokens of the whole accumulated batch.
 
@@ -106,13 +132,17 @@ class ContinualTrainer(Trainer):
         tokenizer: For its padding token.
         callbacks: Of the mitigation.
         on_step: Called with (steps done, steps in all).
+        checkpoints: Where and when the training is saved in its middle; ``train(resume_from_checkpoint=...)`` goes on
+            from one of them, bit for bit. Not at all where it is not given.
 
     Attributes:
         losses: Training loss of each step, nats per predicted token.
         tokens, examples: Counters over SOURCES; truncated: examples shortened.
+        trained: Whether the last step is done.
 
     Raises:
         RunFailed: from ``train``, at the first loss that is not finite.
+        Interrupted: from ``train``, after a step, if a signal asked to stop.
     """
 
     def __init__(
@@ -124,8 +154,12 @@ class ContinualTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         callbacks: list[TrainerCallback] | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        checkpoints: TaskCheckpoints | None = None,
     ) -> None:
         self.mitigation = mitigation
+        self.checkpoints = checkpoints
+        self.trained = False
+        self._loaded: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None
         self._trained = model
         self._wrapped: nn.Module = model
         self.losses: list[float] = []
@@ -139,7 +173,7 @@ class ContinualTrainer(Trainer):
             args=args,
             train_dataset=train_dataset if world_size() == 1 else StandIns(train_dataset),
             data_collator=Collator.for_tokenizer(tokenizer),
-            callbacks=[_Hooks(self, on_step), *(callbacks or [])],
+            callbacks=[_Hooks(self, on_step), *(callbacks or []), _Saver(self)],
         )
         self.remove_callback(PrinterCallback)  # it prints a line per task among the study's progress
 
@@ -231,6 +265,86 @@ class ContinualTrainer(Trainer):
                 f"(learning rate {self._get_learning_rate():g}); lower the learning rate"
             )
         return (loss, outputs) if return_outputs else loss
+
+    def _parts(self) -> dict[str, Any]:
+        """Callbacks that gather something while they run, by a name that the same run gives them again."""
+        callbacks = [callback for callback in self.callback_handler.callbacks if hasattr(callback, "load_state_dict")]
+        return {f"callback.{i}": callback for i, callback in enumerate(callbacks)}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write safetensors and JSON, where transformers would pickle; then stop, if a signal asked for it."""
+        assert self.checkpoints is not None and self.optimizer is not None and self.lr_scheduler is not None
+        self.store_flos()
+        optimizer, groups = training_state.optimizer_state(self.optimizer)
+        drawn, generators = training_state.random_state()
+        tensors = {
+            "weights": training_state.moving(self._trained),
+            "optimizer": optimizer,
+            "random": drawn,
+            "mitigation": self.mitigation.task_state(),
+            **{name: callback.state_dict() for name, callback in self._parts().items()},
+        }
+        values = {
+            "optimizer": groups,
+            "scheduler": self.lr_scheduler.state_dict(),
+            "random": generators,
+            "losses": self.losses,
+            "tokens": self.tokens,
+            "examples": self.examples,
+            "truncated": self.truncated,
+            "trained": self.trained,
+        }
+        state = json.dumps(asdict(self.state))
+        self.checkpoints.save(self.state.global_step, training_state.gathered(tensors), values, state)
+        interruption.check()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read a checkpoint, and restore the weights and what was counted."""
+        path = Path(resume_from_checkpoint)
+        tensors, values = training_state.load_tensors(path), training_state.load_values(path)
+        self._loaded = tensors, values
+        training_state.put_back(self._trained, training_state.under("weights", tensors))
+        self.losses, self.truncated = list(values["losses"]), values["truncated"]
+        self.tokens, self.examples = Counter(values["tokens"]), Counter(values["examples"])
+        self.trained = values["trained"]
+        if self.checkpoints is not None:
+            self.checkpoints.seconds_before = values["seconds"]
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, *rest: Any
+    ) -> tuple[int, int]:
+        """What was trained to its end has no epoch left, wherever in one it stopped."""
+        begin: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, *rest
+        )
+        return (num_train_epochs, 0) if self.trained else begin
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._loaded is None:
+            return
+        tensors, values = self._loaded
+        training_state.load_optimizer(self.optimizer, training_state.under("optimizer", tensors), values["optimizer"])
+        assert self.lr_scheduler is not None
+        self.lr_scheduler.load_state_dict(values["scheduler"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """There is none: fp32, or bf16, whose gradients are not scaled."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore all random states; transformers calls this after the epoch's order and first batch were drawn."""
+        assert self._loaded is not None
+        training_state.set_random_state(training_state.under("random", self._loaded[0]), self._loaded[1]["random"])
+
+    def restore_parts(self) -> None:
+        """Give the mitigation and the callbacks what they had gathered, where training goes on from a checkpoint."""
+        if self._loaded is None:
+            return
+        tensors = self._loaded[0]
+        self.mitigation.load_task_state(training_state.under("mitigation", tensors))
+        for name, callback in self._parts().items():
+            callback.load_state_dict(training_state.under(name, tensors))
+        if self.trained:
+            self._load_rng_state(None)
 
     def base_learning_rate(self) -> float:
         """The present rate, before the mitigation's multiples."""
@@ -329,6 +443,20 @@ class StopOnLoss(TrainerCallback):
             self._keep(kwargs["model"])
         if self.patience is not None and self.looks_since_best >= self.patience:
             control.should_training_stop = True
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What was seen and kept, for a checkpoint in the middle of a task: no rotation can lose the best weights."""
+        seen = {
+            "best": torch.tensor(self.best, dtype=torch.float64),
+            "looks_since_best": torch.tensor(self.looks_since_best),
+        }
+        return seen | with_prefix("kept", self.kept)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.best, self.looks_since_best = float(state["best"]), int(state["looks_since_best"])
+        for name, value in under_prefix("kept", state).items():
+            self.kept[name].copy_(value)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -10,6 +10,7 @@ from pydantic import Field
 from forgetting.mitigations.base import Mitigation, Options
 
 if TYPE_CHECKING:
+    import torch
     from torch.utils.data import Dataset
     from transformers import PreTrainedModel
 
@@ -41,6 +42,7 @@ class AGEM(Mitigation[AGEMOptions]):
     cost: ClassVar[str] = "a forward and backward pass and a gradient in memory per step; the remembered tokens"
     Options: ClassVar[type[Options]] = AGEMOptions
     null: ClassVar[dict[str, Any] | None] = {"examples": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def __init__(self, options: AGEMOptions) -> None:
         super().__init__(options)
@@ -70,6 +72,15 @@ class AGEM(Mitigation[AGEMOptions]):
         with self._memory.own_randomness(gradient[0].device):
             reference = gradient_on(model, batch, parameters)
         project_onto_halfspace(gradient, reference)
+
+    def task_state(self) -> dict[str, torch.Tensor]:
+        """Where the draws stand."""
+        return {} if self._memory is None else self._memory.state_dict()
+
+    def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore."""
+        if self._memory is not None:
+            self._memory.load_state_dict(state)
 
     def stored_floats(self) -> int:
         """The remembered tokens."""

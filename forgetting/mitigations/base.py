@@ -63,6 +63,9 @@ class RunContext:
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
+STEP_HOOKS = ("callbacks", "loss", "after_backward", "after_step")
+"""Hooks that run at every step, or make what does."""
+
 
 class Mitigation(Generic[OptionsT]):
     """Base of all mitigations; as it stands, it does nothing (naive fine-tuning).
@@ -81,6 +84,10 @@ class Mitigation(Generic[OptionsT]):
         starts: Where ``setup`` leaves the model's function: at the base model's bit for bit, at it up to rounding (a
             weight in parts that are added up), or elsewhere (a prompt before every input). Row 0 is the base's always.
         families: The families of models (``forgetting.families``) that it works on.
+        resumes_within_task: Whether a killed task goes on from its middle, bit for bit; else it starts again from its
+            beginning. A class that overrides a hook of a step (``loss``, ``after_backward``, ``after_step``,
+            ``callbacks``) says so itself, and else does not: all that these gather for later steps must be in
+            ``task_state``, and an item of its data set must depend on nothing but the index.
     """
 
     summary: ClassVar[str]
@@ -94,6 +101,13 @@ class Mitigation(Generic[OptionsT]):
     task_oracle: ClassVar[bool] = False
     starts: ClassVar[Literal["base", "rounded", "elsewhere"]] = "base"
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder", "encoder", "encoder_decoder", "vision")
+    resumes_within_task: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        own = vars(cls)
+        if "resumes_within_task" not in own and any(hook in own for hook in STEP_HOOKS):
+            cls.resumes_within_task = False
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -187,6 +201,15 @@ class Mitigation(Generic[OptionsT]):
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, and was given {sorted(state)}")
 
+    def task_state(self) -> dict[str, torch.Tensor]:
+        """What was gathered since the task began, and the next step needs; see ``resumes_within_task``."""
+        return {}
+
+    def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what :meth:`task_state` gave; called after ``before_task``, ``train_dataset`` and ``callbacks``."""
+        if state:
+            raise ValueError(f"{type(self).__name__} gathers nothing within a task, and was given {sorted(state)}")
+
 
 class Compose(Mitigation[Options]):
     """Several mitigations as one: every hook runs over the parts in the order written.
@@ -199,6 +222,7 @@ class Compose(Mitigation[Options]):
         self.parts = list(parts)
         self.reference = any(part.reference for part in self.parts)  # type: ignore[misc]  # the whole is what a part is
         self.task_oracle = any(part.task_oracle for part in self.parts)  # type: ignore[misc]
+        self.resumes_within_task = all(part.resumes_within_task for part in self.parts)  # type: ignore[misc]
         replacing = [type(part).__module__.rpartition(".")[2] for part in self.parts if part.replaces_weights]
         if len(replacing) > 1:
             raise UsageError(
@@ -311,5 +335,17 @@ class Compose(Mitigation[Options]):
         for i, part in enumerate(self.parts):
             prefix = f"{i}."
             part.load_state_dict(
+                {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            )
+
+    def task_state(self) -> dict[str, torch.Tensor]:
+        """See Mitigation."""
+        return {f"{i}.{key}": value for i, part in enumerate(self.parts) for key, value in part.task_state().items()}
+
+    def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
+        """See Mitigation."""
+        for i, part in enumerate(self.parts):
+            prefix = f"{i}."
+            part.load_task_state(
                 {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             )

@@ -54,6 +54,7 @@ class DER(Mitigation[DEROptionsT]):
     Options: ClassVar[type[Options]] = DEROptions
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"alpha": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """The logits of pretraining text are the base model's."""
@@ -102,6 +103,14 @@ class DER(Mitigation[DEROptionsT]):
         if self._active():
             self.memory.add(model, self.context.encode_task(task))
         return model
+
+    def task_state(self) -> dict[str, torch.Tensor]:
+        """Where the draws stand."""
+        return self.memory.task_state()
+
+    def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore."""
+        self.memory.load_task_state(state)
 
     def stored_floats(self) -> int:
         """The kept logits, and the tokens."""

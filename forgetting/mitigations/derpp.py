@@ -32,6 +32,7 @@ class DERPP(DER[DERPPOptions]):
     cost: ClassVar[str] = "forward and backward passes on two memory minibatches per step; V floats per kept position"
     Options: ClassVar[type[Options]] = DERPPOptions
     null: ClassVar[dict[str, Any] | None] = {"alpha": 0, "beta": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def _active(self) -> bool:
         return self.options.alpha > 0 or self.options.beta > 0

@@ -59,6 +59,7 @@ class EarlyStopping(Mitigation[EarlyStoppingOptions]):
     cost: ClassVar[str] = "one validation pass every few steps; one copy of the trained weights"
     Options: ClassVar[type[Options]] = EarlyStoppingOptions
     null: ClassVar[dict[str, Any] | None] = {"patience": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Measure the base model's loss on pretraining validation text."""

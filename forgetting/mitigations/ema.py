@@ -48,6 +48,7 @@ class EMA(Mitigation[EMAOptions]):
     Options: ClassVar[type[Options]] = EMAOptions
     null: ClassVar[dict[str, Any] | None] = {"decay": 0}
     replaces_weights: ClassVar[bool] = True
+    resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """What is averaged must last as long as the run, and is swapped in after all else."""
@@ -89,6 +90,14 @@ class EMA(Mitigation[EMAOptions]):
     def views(self, model: PreTrainedModel) -> dict[str, AbstractContextManager]:
         """The weights that were trained."""
         return {"average_off": swapped(model, lambda: dict(self.tuned))} if self.options.decay > 0 else {}
+
+    def task_state(self) -> dict[str, torch.Tensor]:
+        """The average."""
+        return dict(self.average)
+
+    def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore."""
+        self.average = {name: state[name].to(value.device) for name, value in self.average.items()}
 
     def stored_floats(self) -> int:
         """The average, or the weights that were trained."""

@@ -47,6 +47,7 @@ class FLOW(Mitigation[FLOWOptions]):
     cost: ClassVar[str] = "1 forward pass over each task's training data; 1 float per parameter of the model"
     Options: ClassVar[type[Options]] = FLOWOptions
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Keep the pretrained model."""

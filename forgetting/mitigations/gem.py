@@ -10,6 +10,7 @@ from pydantic import Field
 from forgetting.mitigations.base import Mitigation, Options
 
 if TYPE_CHECKING:
+    import torch
     from torch.utils.data import Dataset
     from transformers import PreTrainedModel
 
@@ -50,6 +51,7 @@ class GEM(Mitigation[GEMOptions]):
     )
     Options: ClassVar[type[Options]] = GEMOptions
     null: ClassVar[dict[str, Any] | None] = {"examples": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def __init__(self, options: GEMOptions) -> None:
         super().__init__(options)
@@ -79,6 +81,15 @@ class GEM(Mitigation[GEMOptions]):
             with memory.own_randomness(device):
                 references.append(gradient_on(model, batch, parameters))
         project_onto_cone(gradient, references, self.options.margin)
+
+    def task_state(self) -> dict[str, torch.Tensor]:
+        """Where the draws stand."""
+        return {f"{i}.{key}": v for i, memory in enumerate(self._memories) for key, v in memory.state_dict().items()}
+
+    def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore."""
+        for i, memory in enumerate(self._memories):
+            memory.load_state_dict({key: state[f"{i}.{key}"] for key in memory.state_dict()})
 
     def stored_floats(self) -> int:
         """The remembered tokens."""

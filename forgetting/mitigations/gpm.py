@@ -62,6 +62,7 @@ class GPM(Mitigation[GPMOptions]):
         "encoder_decoder",
     )  # the others have heads and convolutions
     null: ClassVar[dict[str, Any] | None] = {"threshold": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """The bases are of layers that must last."""

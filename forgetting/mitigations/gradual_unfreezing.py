@@ -42,6 +42,7 @@ class GradualUnfreezing(Mitigation[GradualUnfreezingOptions]):
     equation: ClassVar[str] = "∂L/∂θ_g = 0 at steps s < ⌈share · N · g / n⌉; η_g = lr_factor · η for g > 0"
     Options: ClassVar[type[Options]] = GradualUnfreezingOptions
     null: ClassVar[dict[str, Any] | None] = {"share": 0, "lr_factor": 1}
+    resumes_within_task: ClassVar[bool] = True
 
     def __init__(self, options: GradualUnfreezingOptions) -> None:
         super().__init__(options)

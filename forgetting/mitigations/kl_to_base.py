@@ -51,6 +51,7 @@ class KLToBase(Mitigation[KLToBaseOptions]):
     )
     Options: ClassVar[type[Options]] = KLToBaseOptions
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def check_model(self, model: PreTrainedModel) -> None:
         """The pretrained model must predict something on a task's inputs."""
@@ -112,6 +113,15 @@ class KLToBase(Mitigation[KLToBaseOptions]):
             learned = predicted_logits(outputs.logits, batch["labels"])
         taught = teach(self._teacher, batch)
         return loss + self.options.strength * kl_divergence(taught, learned, direction=direction)
+
+    def task_state(self) -> dict[str, torch.Tensor]:
+        """Where the draws stand."""
+        return self._memory.state_dict() if self.options.strength > 0 and self.options.on == "text" else {}
+
+    def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore."""
+        if state:
+            self._memory.load_state_dict(state)
 
     def stored_floats(self) -> int:
         """The pretrained model, and the text's tokens."""

@@ -40,6 +40,7 @@ class LwF(Mitigation[LwFOptions]):
     cost: ClassVar[str] = "1 forward pass per step; a copy of the model while a task is trained"
     Options: ClassVar[type[Options]] = LwFOptions
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Begin with the pretrained head as the only old one, where there are heads."""
@@ -91,6 +92,17 @@ class LwF(Mitigation[LwFOptions]):
             self._old |= self._met
             del self._teacher
         return model
+
+    def task_state(self) -> dict[str, Tensor]:
+        """The heads that the task uses, as far as it was seen."""
+        import torch
+
+        return {"met": torch.tensor(sorted(self._met), dtype=torch.long)} if self.options.strength > 0 else {}
+
+    def load_task_state(self, state: dict[str, Tensor]) -> None:
+        """Restore."""
+        if state:
+            self._met = set(state["met"].tolist())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The old heads."""

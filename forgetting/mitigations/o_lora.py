@@ -39,6 +39,7 @@ class OLoRA(LoRA[OLoRAOptions]):
     equation: ClassVar[str] = "L ← L + λ Σ_layers Σ_{i<t} Σ |A_i A_tᵀ|"
     cost: ClassVar[str] = "r (I + O) trained floats per linear layer; r I stored per linear layer and task"
     Options: ClassVar[type[AdapterOptions]] = OLoRAOptions
+    resumes_within_task: ClassVar[bool] = True
 
     def setup(self, model: PreTrainedModel, context: RunContext) -> PreTrainedModel:
         """Wrap the model."""

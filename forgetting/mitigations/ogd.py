@@ -45,6 +45,7 @@ class OGD(Mitigation[OGDOptions]):
     cost: ClassVar[str] = "one float per trained parameter and direction; 4 products with the basis per step"
     Options: ClassVar[type[Options]] = OGDOptions
     null: ClassVar[dict[str, Any] | None] = {"directions": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """The directions are of parameters that must last."""

@@ -45,6 +45,7 @@ class Walk:
         import torch
 
         self.alpha, self.damping = alpha, damping
+        self.device = next(iter(parameters.values())).device
         self.path = LossPath(parameters)
         self.scores = {name: torch.zeros_like(value) for name, value in self.path.lowered.items()}
         self.fisher: dict[str, Tensor] = {}
@@ -81,6 +82,23 @@ class Walk:
             moved = parameters[name].detach() - self._start[name]
             self.scores[name] += self.path.lowered[name] / (0.5 * fisher * moved.square() + self.damping)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that later steps need."""
+        import torch
+
+        parts = {"lowered": self.path.lowered, "scores": self.scores, "fisher": self.fisher, "start": self._start}
+        return {"steps": torch.tensor(self.steps)} | {
+            f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        self.steps = int(state["steps"])
+        self.path.lowered, self.scores, self.fisher, self._start = (
+            {name.removeprefix(part): value.to(self.device) for name, value in state.items() if name.startswith(part)}
+            for part in ("lowered.", "scores.", "fisher.", "start.")
+        )
+
     def end(self, parameters: dict[str, nn.Parameter], window: int) -> None:
         """Score what is left of the last window; what raised the loss on the whole counts for nothing."""
         if self.steps % window:
@@ -105,6 +123,7 @@ class RWalk(QuadraticMitigation[RWalkOptions]):
     cost: ClassVar[str] = "4 floats per trained parameter, 6 more while a task is trained; EWC's Fisher per task"
     Options: ClassVar[type[Options]] = RWalkOptions
     penalty: DiagonalPenalty
+    resumes_within_task: ClassVar[bool] = True
 
     def estimators(self) -> tuple[str, ...]:
         """See QuadraticMitigation."""
@@ -179,6 +198,15 @@ class RWalk(QuadraticMitigation[RWalkOptions]):
             del self._walk
             self._protect(model)
         return model
+
+    def task_state(self) -> dict[str, Tensor]:
+        """The walk so far."""
+        return self._walk.state_dict() if self.options.strength > 0 else {}
+
+    def load_task_state(self, state: dict[str, Tensor]) -> None:
+        """Restore."""
+        if state:
+            self._walk.load_state_dict(state)
 
     def stored_floats(self) -> int:
         """The penalty's, and both terms."""

@@ -36,6 +36,7 @@ class SAM(Mitigation[SAMOptions]):
     cost: ClassVar[str] = "1 forward and backward pass per step; 1 float per trained parameter during it"
     Options: ClassVar[type[Options]] = SAMOptions
     null: ClassVar[dict[str, Any] | None] = {"rho": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """What parts before it did to the gradients would be lost."""

@@ -62,6 +62,7 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
     Options: ClassVar[type[Options]] = SelfReplayOptions
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
+    resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:
         """What is sampled must be the base model."""
@@ -122,6 +123,15 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
             student = predict(model, sampled)
         teacher = teach(self._base, sampled)
         return loss + self.options.strength * kl_divergence(teacher, student, direction=self.options.direction)
+
+    def task_state(self) -> dict[str, torch.Tensor]:
+        """Where the draws stand."""
+        return {} if self._memory is None else self._memory.state_dict()
+
+    def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore."""
+        if self._memory is not None:
+            self._memory.load_state_dict(state)
 
     def stored_floats(self) -> int:
         """The sampled tokens, and the base model's parameters where it is compared with."""

@@ -11,6 +11,7 @@ from forgetting.consolidation import LossPath, PenaltyOptions, QuadraticMitigati
 from forgetting.mitigations.base import Options, RunContext
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from forgetting.fisher import DiagonalPenalty
@@ -59,6 +60,7 @@ class SI(QuadraticMitigation[SIOptions]):
     cost: ClassVar[str] = "2 floats per trained parameter; 4 more while a task is trained"
     Options: ClassVar[type[Options]] = SIOptions
     penalty: DiagonalPenalty
+    resumes_within_task: ClassVar[bool] = True
 
     def estimators(self) -> tuple[str, ...]:
         """See QuadraticMitigation."""
@@ -118,3 +120,12 @@ class SI(QuadraticMitigation[SIOptions]):
             self.penalty.consolidate(importance, parameters)
             del self._path, self._start
         return model
+
+    def task_state(self) -> dict[str, Tensor]:
+        """The path so far; where it began is known when the task begins again."""
+        return dict(self._path.lowered) if self.options.strength > 0 else {}
+
+    def load_task_state(self, state: dict[str, Tensor]) -> None:
+        """Restore."""
+        for name, value in state.items():
+            self._path.lowered[name].copy_(value)

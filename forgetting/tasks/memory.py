@@ -97,6 +97,15 @@ class Memory:
     def __len__(self) -> int:
         return len(self.features)
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Where the draws stand; the features are not in it."""
+        return {"generator": self._generator.get_state(), "queue": torch.tensor(self._queue, dtype=torch.long)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on drawing from where :meth:`state_dict` was called."""
+        self._generator.set_state(state["generator"])
+        self._queue = state["queue"].tolist()
+
     def draw(self) -> list[int]:
         """Return the next minibatch's indices into ``features``."""
         while len(self._queue) < self.batch_size:

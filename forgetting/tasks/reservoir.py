@@ -86,6 +86,15 @@ class LogitReservoir:
             logits = predict(model, batch)
         return logits, torch.cat([stored[i] for i in indices]), at_predicted(batch["labels"], batch["labels"])
 
+    def task_state(self) -> dict[str, Tensor]:
+        """Where the task's draws stand."""
+        return {} if self._memory is None else self._memory.state_dict()
+
+    def load_task_state(self, state: dict[str, Tensor]) -> None:
+        """Restore."""
+        if self._memory is not None:
+            self._memory.load_state_dict(state)
+
     def stored_floats(self) -> int:
         """The logits and the tokens."""
         return sum(logits.numel() for logits in self.logits.values()) + stored_tokens(list(self.features.values()))

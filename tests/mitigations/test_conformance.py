@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from forgetting.adapters import Adapter
-from forgetting.checkpoint import load_checkpoint, save_checkpoint
+from forgetting.checkpoint import Interval, latest_step, load_checkpoint, save_checkpoint, steps_of
 from forgetting.config import TrainingConfig
 from forgetting.errors import UsageError
 from forgetting.mitigations import Mitigation, RunContext, build_mitigation, get_mitigation, mitigation_names
@@ -21,6 +21,7 @@ from forgetting.tasks.encode import ExampleDataset, encode_examples, encode_text
 from forgetting.tasks.pretraining import PretrainingText
 from forgetting.tasks.task import Example, Task
 from forgetting.trainer import ContinualTrainer, training_arguments
+from forgetting.training_state import TaskCheckpoints
 from tests.models_for_tests import tiny_llama, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -98,17 +99,33 @@ def context(seed: int = 0) -> RunContext:
     )
 
 
+class Killed(BaseException):
+    """What no handler of the package takes for an error."""
+
+
 def train_one(
-    model: PreTrainedModel, mitigation: Mitigation, position: int, tmp_path: Path
+    model: PreTrainedModel,
+    mitigation: Mitigation,
+    position: int,
+    tmp_path: Path,
+    checkpoints: TaskCheckpoints | None = None,
+    killed_in: int | None = None,
 ) -> tuple[PreTrainedModel, ContinualTrainer]:
+    def on_step(step: int, steps: int) -> None:
+        if step == killed_in:
+            raise Killed
+
     torch.manual_seed(position)
     task, seen = TASKS[position], TASKS[:position]
     model = mitigation.before_task(model, task)
     dataset = mitigation.train_dataset(ExampleDataset(mitigation.context.encode_task(task)), task, seen)
     args = mitigation.training_arguments(training_arguments(TRAINING, seed=position, output=str(tmp_path)))
-    trainer = ContinualTrainer(model, dataset, mitigation, args, TOKENIZER, mitigation.callbacks(model, task))
+    trainer = ContinualTrainer(
+        model, dataset, mitigation, args, TOKENIZER, mitigation.callbacks(model, task), on_step, checkpoints
+    )
+    newest = latest_step(checkpoints.folder, checkpoints.row) if checkpoints else None
     if trainer.args.max_steps != 0:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return mitigation.after_task(model, task), trainer
 
 
@@ -175,17 +192,48 @@ def test_same_seed_same_bits(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("name", [*mitigation_names(), "lora:merge=false+ewc:examples=4"])
-def test_state_survives_save_and_load(name: str, tmp_path: Path) -> None:
-    """After task 1, what was saved and loaded into a fresh run learns task 2 as the uninterrupted run does."""
-    text = ACTIVE.get(name, name)
+def test_methods_that_start_a_killed_task_again_are_known() -> None:
+    assert {name for name in mitigation_names() if not get_mitigation(name).resumes_within_task} == {"avalanche"}
+
+
+def test_a_method_of_ones_own_starts_a_killed_task_again_unless_it_says_otherwise() -> None:
+    class Quiet(Mitigation):
+        pass
+
+    class Own(type(build_mitigation("ema"))):  # type: ignore[misc]
+        def after_step(self, model, learning_rate):  # type: ignore[no-untyped-def]
+            self.count = 1
+
+    class Says(Own):
+        resumes_within_task = True
+
+    class Inherits(Says):
+        pass
+
+    assert Quiet.resumes_within_task and not Own.resumes_within_task
+    assert Says.resumes_within_task and Inherits.resumes_within_task
+    assert not build_mitigation("naive+avalanche:plugin=ewc").resumes_within_task
+
+
+@pytest.mark.parametrize("name", [*mitigation_names(), "lora:merge=false+ewc:examples=4", "lora:r=2,dropout=0.5+si"])
+def test_state_survives_a_kill_within_the_next_task(name: str, tmp_path: Path) -> None:
+    """What was saved after task 1, and after 2 steps of task 2, gives in fresh runs what the uninterrupted one has."""
+    text, folder = ACTIVE.get(name, name), tmp_path / "c"
     expected, whole_state = whole_run(text)
     model, mitigation = run(text, tmp_path, tasks=[0])
-    save_checkpoint(tmp_path / "c", 1, model, mitigation)
-    fresh = build_mitigation(text)
-    model = fresh.setup(tiny_llama(), context())
-    load_checkpoint(tmp_path / "c", 1, model, fresh)
-    model, _ = train_one(model, fresh, 1, tmp_path)
+    save_checkpoint(folder, 1, model, mitigation)
+    for killed_in in (3, None):
+        fresh = build_mitigation(text)
+        model = fresh.setup(tiny_llama(), context())
+        load_checkpoint(folder, 1, model, fresh)
+        checkpoints = TaskCheckpoints(folder, 1, Interval("2 steps")) if fresh.resumes_within_task else None
+        trained = False
+        try:
+            model, trainer = train_one(model, fresh, 1, tmp_path, checkpoints, killed_in)
+            trained = True
+        except Killed:
+            assert steps_of(folder, 1) == ([2] if checkpoints else [])
+    assert trained and len(trainer.losses) == sum(trainer.examples.values()) / TRAINING.batch_size
     assert all(torch.equal(value, expected[key]) for key, value in weights(model).items())
     state = fresh.state_dict()
     assert state.keys() == whole_state.keys()

@@ -1,0 +1,187 @@
+"""A lock file: one launcher at a time writes into a study's folder.
+
+The file has the holder's host, process id and start, and a count that the holder raises every few seconds. On the
+holder's own host, a holder is alive while a process of that id and start is; on another, while the count rises. Clocks
+are compared nowhere: they differ between hosts, and jump.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from forgetting.errors import UsageError
+
+NAME = ".lock"
+BEAT = 5.0
+"""Seconds between two beats; a holder on another host that misses ``MISSED`` is dead."""
+MISSED = 4
+
+
+def _start_of(pid: int) -> str | None:
+    """What tells a process from a later one of the same id; ``None`` where there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return stat.rsplit(")", 1)[1].split()[19]  # clock ticks since boot: no wall clock is in it
+    except FileNotFoundError:
+        if sys.platform == "linux":
+            return None
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _zombie(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    return False
+
+
+class StudyLock:
+    """Held within a ``with``; the folder is made, and removed again where nothing was put into it.
+
+    Args:
+        folder: Of the study.
+        beat: Seconds between two beats.
+
+    Raises:
+        UsageError: on entry, in one line that names the holder, if another process holds it.
+    """
+
+    def __init__(self, folder: Path | str, *, beat: float = BEAT) -> None:
+        self.folder, self.path, self.beat = Path(folder), Path(folder) / NAME, beat
+        self.token = uuid.uuid4().hex
+        self._beats = 0
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def check(self) -> None:
+        """Raise UsageError if another process holds the folder; nothing is written."""
+        holder = self._read()
+        if holder is not None and self._alive(holder):
+            raise UsageError(
+                f"study {str(self.folder)!r}: process {holder['pid']} on {holder['host']} works on it since "
+                f"{holder['since']}; wait for it or stop it, or give another --output"
+            )
+
+    def __enter__(self) -> StudyLock:
+        made = not self.folder.exists()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take()
+        except OSError as error:
+            if made:
+                with suppress(OSError):
+                    self.folder.rmdir()
+            raise UsageError(
+                f"output {str(self.folder)!r}: cannot be written: {error.strerror or error}; give a writable folder "
+                "with free space"
+            ) from None
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        assert self._thread is not None
+        self._thread.join()
+        with suppress(OSError):
+            if self._mine():
+                self.path.unlink()
+            self.folder.rmdir()  # only where it is empty
+
+    def _take(self) -> None:
+        while True:
+            self.check()
+            temporary = self._write()
+            try:
+                stale = self._read()
+                if stale is not None:  # its holder is dead; of several that find it so, one renames it
+                    aside = self.path.with_name(f"{NAME}.{self.token}.stale")
+                    with suppress(FileNotFoundError):
+                        os.rename(self.path, aside)
+                    taken = self._read(aside)
+                    if taken is not None and taken["token"] != stale["token"]:  # another's, taken in between
+                        with suppress(FileExistsError):
+                            os.link(aside, self.path)
+                    aside.unlink(missing_ok=True)
+                os.link(temporary, self.path)  # fails where there is one, also over NFS
+                return
+            except FileExistsError:
+                continue
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _write(self) -> Path:
+        """Write what the lock says, to a file of another name."""
+        temporary = self.path.with_name(f"{NAME}.{self.token}.tmp")
+        content = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "start": _start_of(os.getpid()),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "token": self.token,
+            "beat": self.beat,
+            "beats": self._beats,
+        }
+        with open(temporary, "w") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary
+
+    def _read(self, path: Path | None = None) -> dict[str, Any] | None:
+        try:
+            content = json.loads((path or self.path).read_bytes())
+            return content if {"host", "pid", "start", "since", "token", "beat", "beats"} <= content.keys() else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, AttributeError):
+            raise UsageError(
+                f"lock {str(path or self.path)!r}: cannot be read; delete it if no process works there"
+            ) from None
+
+    def _mine(self) -> bool:
+        holder = self._read()
+        return holder is not None and holder["token"] == self.token
+
+    def _alive(self, holder: dict[str, Any]) -> bool:
+        if holder["host"] == socket.gethostname():
+            start = _start_of(holder["pid"])
+            return start is not None and start == holder["start"] and not _zombie(holder["pid"])
+        for _ in range(MISSED):
+            time.sleep(holder["beat"])
+            now = self._read()
+            if now is None:
+                return False
+            if (now["token"], now["beats"]) != (holder["token"], holder["beats"]):
+                return True
+        return False
+
+    def _keep(self) -> None:
+        """Beat; a process whose lock was taken for dead (it was suspended, say) must not write beside the other."""
+        while not self._over.wait(self.beat):
+            try:
+                if not self._mine():
+                    os.write(
+                        2, f"error: study {str(self.folder)!r}: another process took over; this one ends\n".encode()
+                    )
+                    os._exit(2)
+                self._beats += 1
+                os.replace(self._write(), self.path)
+            except (OSError, UsageError):  # a full disk: the next beat may do better
+                continue
