@@ -86,11 +86,11 @@ def write_checkpoint(target: Path, files: Mapping[str, Callable[[Path], None]]) 
         listed = {name: _describe(temporary / name) for name in files}
         (temporary / MANIFEST).write_text(json.dumps({"files": listed}, indent=1))
         for name in (*files, MANIFEST):
-            _flush(temporary / name)
-        _flush(temporary)
+            flush(temporary / name)
+        flush(temporary)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
-        _flush(target.parent)
+        flush(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UsageError(
@@ -104,7 +104,8 @@ def _describe(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's names, written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,6 +7,7 @@ are compared nowhere: they differ between hosts, and jump.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -14,7 +15,8 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,6 +51,21 @@ def _zombie(pid: int) -> bool:
     return False
 
 
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of several processes that look at a dead holder's lock, one after the other does; the kernel frees a dead one's.
+
+    On a file system without such locks two could take over in the same instant; the first beat then tells one of them.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class StudyLock:
     """Held within a ``with``; the folder is made, and removed again where nothing was put into it.
 
@@ -64,6 +81,7 @@ class StudyLock:
         self.folder, self.path, self.beat = Path(folder), Path(folder) / NAME, beat
         self.token = uuid.uuid4().hex
         self._beats = 0
+        self._made = False
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -77,12 +95,12 @@ class StudyLock:
             )
 
     def __enter__(self) -> StudyLock:
-        made = not self.folder.exists()
+        self._made = not self.folder.exists()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._take()
         except OSError as error:
-            if made:
+            if self._made:
                 with suppress(OSError):
                     self.folder.rmdir()
             raise UsageError(
@@ -102,29 +120,22 @@ class StudyLock:
         with suppress(OSError):
             if self._mine():
                 self.path.unlink()
-            self.folder.rmdir()  # only where it is empty
+            if self._made:
+                self.folder.rmdir()  # fails where anything was put into it
 
     def _take(self) -> None:
-        while True:
-            self.check()
-            temporary = self._write()
-            try:
-                stale = self._read()
-                if stale is not None:  # its holder is dead; of several that find it so, one renames it
-                    aside = self.path.with_name(f"{NAME}.{self.token}.stale")
-                    with suppress(FileNotFoundError):
-                        os.rename(self.path, aside)
-                    taken = self._read(aside)
-                    if taken is not None and taken["token"] != stale["token"]:  # another's, taken in between
-                        with suppress(FileExistsError):
-                            os.link(aside, self.path)
-                    aside.unlink(missing_ok=True)
-                os.link(temporary, self.path)  # fails where there is one, also over NFS
-                return
-            except FileExistsError:
-                continue
-            finally:
-                temporary.unlink(missing_ok=True)
+        with _one_at_a_time(self.folder):
+            while True:
+                self.check()
+                temporary = self._write()
+                try:
+                    self.path.unlink(missing_ok=True)  # its holder is dead
+                    os.link(temporary, self.path)  # fails where there is one, also over NFS
+                    return
+                except FileExistsError:
+                    continue
+                finally:
+                    temporary.unlink(missing_ok=True)
 
     def _write(self) -> Path:
         """Write what the lock says, to a file of another name."""

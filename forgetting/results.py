@@ -6,7 +6,8 @@ Layout of a study's folder::
     runs/<run id>.json         one RunRecord
     runs/<run id>.items.json.gz  per-item outcomes of every row
     cache/                     text sampled from the base model, shared by the study's runs
-    checkpoints/<run id>/      model and mitigation after the last finished task, while the run is unfinished
+    checkpoints/<run id>/      what an unfinished run goes on from (``forgetting.checkpoint``)
+    .lock                      who works on the study, while somebody does (``forgetting.lock``)
     summary.csv, figures/, report.html   derived by `forgetting report`
 """
 
@@ -22,6 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from forgetting.checkpoint import flush
 from forgetting.config import RunConfig, StudyConfig, parse_study, read_yaml, write_yaml
 from forgetting.distributed import is_main
 from forgetting.errors import UsageError
@@ -175,6 +177,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
         raise UsageError(
@@ -232,6 +235,14 @@ class ResultStore:
                 f"output {str(self.folder)!r}: holds another study ({changed}: {_short(old)} there, {_short(new)} "
                 "here); a study is not changed once it was begun, give another --output or name"
             )
+
+    def clean(self) -> None:
+        """Delete what a process that was killed while it wrote left under a temporary name; with the lock held."""
+        for folder in (self.folder, self.folder / "runs"):
+            for path in folder.glob(".*.json*.tmp"):
+                path.unlink(missing_ok=True)
+        for path in self.folder.glob(".study.yaml.*.tmp"):
+            path.unlink(missing_ok=True)
 
     @classmethod
     def existing(cls, folder: Path | str) -> ResultStore:

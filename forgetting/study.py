@@ -194,6 +194,7 @@ def run_studies(
         runs = []
         for folder, config in studies.items():
             store = ResultStore.create(folder, config)
+            store.clean()
             runs += [(config.seeds.index(run.config.seed), run.config, store) for run in plans[folder].left]
             if on_plan is not None:
                 on_plan(plans[folder], folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from forgetting.checkpoint import latest_step
 from forgetting.config import StudyConfig, parse_study
 from forgetting.errors import UsageError
 from forgetting.report import write_report
@@ -216,12 +217,42 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
         assert not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
+def test_workers_finish_their_steps_and_save_when_the_launcher_is_told_to_stop(tmp_path: Path) -> None:
+    """SIGTERM to the launcher alone, as a cluster sends it: exit code 75, and a line that says how to go on."""
+    config = small_study(mitigations=["naive", "freeze:first=1"], training={"steps": 4000, "batch_size": 8})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    store = ResultStore(tmp_path / "s")
+    command = [sys.executable, "-m", "forgetting", "run", str(tmp_path / "study.yaml"), "--output", str(store.folder)]
+    launcher = subprocess.Popen(
+        [*command, "--workers", "2", "--checkpoint-every", "5 steps"], stderr=subprocess.PIPE, text=True
+    )
+    runs = [run.run_id for run in config.runs()]
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not all(
+        list(store.checkpoint_path(run).glob("row-0-step-*")) for run in runs
+    ):
+        time.sleep(0.05)
+    assert (store.folder / ".lock").exists()
+    launcher.send_signal(signal.SIGTERM)
+    _, said = launcher.communicate(timeout=240)
+    assert launcher.returncode == 75
+    assert f"interrupted by SIGTERM; finished rows and the last checkpoint are stored; continue with: forgetting resume {store.folder}" in " ".join(said.split())  # fmt: skip
+    assert "Traceback" not in said
+    assert not (store.folder / ".lock").exists()
+    for run in runs:
+        record = store.load(run)
+        assert record is not None and record.status == "running" and len(record.rows) == 1
+        newest = latest_step(store.checkpoint_path(run), 0)
+        assert newest is not None and not list(store.checkpoint_path(run).glob(".*"))
+
+
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
-    """A real process is killed with SIGKILL in the middle of a task, twice."""
+    """A real process is killed with SIGKILL in the middle of a task, twice; it goes on from within the task."""
     mitigation = "lora:r=2,merge=true+replay:fraction=0.3,source=both"
     config = small_study(mitigations=[mitigation], training={"steps": 12, "batch_size": 8, "max_length": 96})
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, "-m", "forgetting", "run", str(tmp_path / "study.yaml"), "--output"]
+    command = [sys.executable, "-m", "forgetting", "run", str(tmp_path / "study.yaml")]
+    command += ["--checkpoint-every", "4 steps", "--output"]
 
     whole = ResultStore(tmp_path / "whole")
     subprocess.run([*command, str(whole.folder)], check=True, capture_output=True)
@@ -235,7 +266,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> 
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             record = killed.load(run_id)
-            if record is not None and len(record.rows) >= rows:
+            saved = {path.name for path in killed.checkpoint_path(run_id).glob("row-*-step-*")}
+            if record is not None and len(record.rows) >= rows and f"row-{len(record.rows) - 1}-step-4" in saved:
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -141,12 +143,23 @@ def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+FOLDER = TemporaryDirectory()
+atexit.register(FOLDER.cleanup)
+
+
 @cache
 def whole_run(text: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights and state after both tasks; run once for all tests that compare with it."""
-    with TemporaryDirectory() as folder:
-        model, mitigation = run(text, Path(folder))
+    scratch = Path(FOLDER.name)
+    model, mitigation = run(text, scratch, tasks=[0])
+    save_checkpoint(after_one_task(text), 1, model, mitigation)
+    model, _ = train_one(model, mitigation, 1, scratch)
     return weights(model), {key: value.clone() for key, value in mitigation.state_dict().items()}
+
+
+def after_one_task(text: str) -> Path:
+    """Where :func:`whole_run` saves what it has after the first task."""
+    return Path(FOLDER.name) / hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -218,10 +231,9 @@ def test_a_method_of_ones_own_starts_a_killed_task_again_unless_it_says_otherwis
 @pytest.mark.parametrize("name", [*mitigation_names(), "lora:merge=false+ewc:examples=4", "lora:r=2,dropout=0.5+si"])
 def test_state_survives_a_kill_within_the_next_task(name: str, tmp_path: Path) -> None:
     """What was saved after task 1, and after 2 steps of task 2, gives in fresh runs what the uninterrupted one has."""
-    text, folder = ACTIVE.get(name, name), tmp_path / "c"
+    text = ACTIVE.get(name, name)
     expected, whole_state = whole_run(text)
-    model, mitigation = run(text, tmp_path, tasks=[0])
-    save_checkpoint(folder, 1, model, mitigation)
+    folder = after_one_task(text)
     for killed_in in (3, None):
         fresh = build_mitigation(text)
         model = fresh.setup(tiny_llama(), context())
