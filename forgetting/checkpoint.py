@@ -199,6 +199,14 @@ def drop_older(folder: Path, row: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def drop_newer(folder: Path, row: int) -> None:
+    """Delete what comes after row ``row`` and the steps on from it: a run that goes back there trains it again."""
+    for path in folder.glob("row-*"):
+        match = re.fullmatch(r"row-(\d+)(-step-\d+)?", path.name)
+        if match and int(match[1]) > row:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def latest_row(folder: Path, row: int) -> int:
     """Return the newest row up to ``row`` whose checkpoint is whole, or 0 (the base model needs none)."""
     return next((candidate for candidate in range(row, 0, -1) if _whole(row_path(folder, candidate))), 0)

@@ -7,6 +7,7 @@ are compared nowhere: they differ between hosts, and jump.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,8 @@ NAME = ".lock"
 BEAT = 5.0
 """Seconds between two beats; a holder on another host that misses ``MISSED`` is dead."""
 MISSED = 4
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+"""Of a file system without hard links."""
 
 
 def _start_of(pid: int) -> str | None:
@@ -134,6 +137,11 @@ class StudyLock:
                     return
                 except FileExistsError:
                     continue
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    os.replace(temporary, self.path)
+                    return
                 finally:
                     temporary.unlink(missing_ok=True)
 

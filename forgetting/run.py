@@ -19,6 +19,7 @@ from forgetting import interruption
 from forgetting.checkpoint import (
     EVERY,
     Interval,
+    drop_newer,
     drop_older,
     latest_row,
     latest_step,
@@ -173,6 +174,7 @@ def run_sequence(
         if done:
             load_checkpoint(checkpoints, done, model, mitigation)
         barrier()
+        drop_newer(checkpoints, done)
         # Rows whose weights are lost cannot be followed by others: they are measured again.
         record.rows, record.cost.tasks = record.rows[: done + 1], record.cost.tasks[:done]
         items = {"R": items["R"][: done + 1], "G": items["G"][: done + 1]}

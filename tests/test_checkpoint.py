@@ -14,6 +14,7 @@ import pytest
 from forgetting.checkpoint import (
     MANIFEST,
     Interval,
+    drop_newer,
     drop_older,
     latest_row,
     latest_step,
@@ -159,6 +160,9 @@ def test_the_last_two_rows_and_the_present_tasks_steps_are_kept(tmp_path: Path) 
     drop_older(tmp_path, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["row-3", "row-4", "row-4-step-3"]
     assert steps_of(tmp_path, 4) == [3] and steps_of(tmp_path, 3) == []
+    write(step_path(tmp_path, 3, 5))
+    drop_newer(tmp_path, 3)  # row 4 was torn, say
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["row-3", "row-3-step-5"]
 
 
 def test_steps_are_numbers_and_row_1_is_not_row_10(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -128,6 +129,16 @@ def test_of_several_that_find_a_dead_holder_one_takes_over(tmp_path: Path) -> No
         assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
+def test_on_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with StudyLock(tmp_path), pytest.raises(UsageError, match="works on it"):
+        StudyLock(tmp_path).check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_who_was_taken_for_dead_ends_instead_of_writing_beside_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,9 +21,10 @@ Prepare = Callable[[Callable[[str], None]], None]
 
 def begin(folder: Path) -> Path:
     """Measure the uninterrupted study, if that was not done, and load what a study in ``folder`` needs."""
-    reference()
-    warm(folder / "study")
-    return folder / "study"
+    study = folder / "study"
+    reference(study)
+    warm(study)
+    return study
 
 
 def _finish(folder: Path, causes: int) -> Outcome:
@@ -51,12 +52,12 @@ def _killed_again_and_again(folder: Path, kill: Callable[[Process], bool], prepa
     return _finish(study, kills) if kills else Outcome(0, 0)
 
 
-@fault("kill -9 at any moment", "SIGKILL after a random time, uniform over what the study takes")
+@fault("kill -9 at any moment", "SIGKILL after a random time, uniform over the first 70 % of what the study takes")
 def kill_at_any_moment(folder: Path) -> Outcome:
     """Without looking at what the process does."""
 
     def kill(process: Process) -> bool:
-        time.sleep(DRAWS.uniform(0, reference()[1]))
+        time.sleep(DRAWS.uniform(0, 0.7 * reference(folder / "study")[1]))
         return process.end() == -signal.SIGKILL
 
     return _killed_again_and_again(folder, kill)
@@ -147,7 +148,7 @@ def power_cut(folder: Path) -> Outcome:
     """What was not flushed is lost in a power cut, and disks err."""
 
     def kill(process: Process) -> bool:
-        time.sleep(DRAWS.uniform(0, reference()[1]))
+        time.sleep(DRAWS.uniform(0, 0.7 * reference(folder / "study")[1]))
         if process.end() != -signal.SIGKILL:
             return False
         checkpoints = [path for path in (folder / "study" / "checkpoints").glob("*/row-*") if path.is_dir()]
@@ -182,7 +183,7 @@ def preempted(folder: Path) -> Outcome:
     def stop(process: Process) -> bool:
         while not process.ended() and not process.events():
             time.sleep(0.001)
-        time.sleep(DRAWS.uniform(0, 0.7 * reference()[1]))
+        time.sleep(DRAWS.uniform(0, 0.7 * reference(folder / "study")[1]))
         codes.append(process.end(signal.SIGTERM))
         return codes[-1] != 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,7 +17,6 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from forgetting.config import StudyConfig, parse_study
@@ -198,21 +198,22 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 @cache
-def reference() -> tuple[dict[str, Any], float]:
-    """Outcome of the uninterrupted study, and how many seconds it takes."""
-    with TemporaryDirectory() as scratch:
-        warm(Path(scratch) / "study")
-        process = Process(Path(scratch) / "study")
-        code = process.wait()
-        seconds = time.monotonic() - process.begun
-        if code != 0:
-            raise RuntimeError(f"the uninterrupted study ended with {code}")
-        return outcome(Path(scratch) / "study"), seconds
+def reference(folder: Path) -> tuple[dict[str, Any], float]:
+    """Outcome of the uninterrupted study, and how many seconds it takes; it runs in ``folder``, which is gone after."""
+    warm(folder)
+    process = Process(folder)
+    code = process.wait()
+    seconds = time.monotonic() - process.begun
+    if code != 0:
+        raise RuntimeError(f"the uninterrupted study ended with {code}")
+    expected = outcome(folder)
+    shutil.rmtree(folder)
+    return expected, seconds
 
 
 def difference(folder: Path) -> str:
     """Where the study in a folder is not the uninterrupted one; empty if nowhere."""
-    expected, found = reference()[0], outcome(folder)
+    expected, found = reference(folder)[0], outcome(folder)
     if expected["files"] != found["files"]:
         return f"files differ: {sorted(set(expected['files']) ^ set(found['files']))}"
     for run_id, run in expected["runs"].items():
