@@ -191,6 +191,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def drop_older(folder: Path, row: int) -> None:
     """Delete what is not needed once row ``row`` is in the record: older rows but one, and steps on the way to it."""
+    if not is_main():
+        return
     for path in folder.glob("row-*"):
         match = re.fullmatch(r"row-(\d+)(-step-\d+)?", path.name)
         if match and int(match[1]) < (row if match[2] else row - KEPT + 1):
@@ -201,6 +203,8 @@ def drop_older(folder: Path, row: int) -> None:
 
 def drop_newer(folder: Path, row: int) -> None:
     """Delete what comes after row ``row`` and the steps on from it: a run that goes back there trains it again."""
+    if not is_main():
+        return
     for path in folder.glob("row-*"):
         match = re.fullmatch(r"row-(\d+)(-step-\d+)?", path.name)
         if match and int(match[1]) > row:

@@ -294,9 +294,10 @@ def train_task(
     """Train on one task; the mitigation's own work before and after is in the time, and that of ``callbacks``.
 
     With ``checkpoints`` it goes on from the newest of them that is whole, and saves more; not where a part of the
-    mitigation cannot be restored within a task.
+    mitigation cannot be restored within a task, nor where several processes train one model, each with random states
+    and counters of its own.
     """
-    if not mitigation.resumes_within_task:
+    if not mitigation.resumes_within_task or world_size() > 1:
         checkpoints = None
     task, seen = setting.sequence.tasks[position], setting.sequence.tasks[:position]
     begun = time.perf_counter()

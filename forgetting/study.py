@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from forgetting import interruption
 from forgetting.checkpoint import EVERY, Interval
 from forgetting.config import RunConfig, StudyConfig
-from forgetting.distributed import world_size
+from forgetting.distributed import is_main, world_size
 from forgetting.errors import UsageError
 from forgetting.lock import StudyLock
 from forgetting.mitigations import build_mitigation
@@ -184,7 +184,7 @@ def run_studies(
         raise UsageError(f"hours = {hours}: needs a number from 0 on")
     Interval(checkpoint_every)
     begun = time.monotonic()
-    locks = [StudyLock(folder) for folder in studies]
+    locks = [StudyLock(folder) for folder in studies] if is_main() else []
     for lock in locks:  # before what takes time, and writes
         lock.check()
     with interruption.graceful(), ExitStack() as held:
@@ -194,7 +194,8 @@ def run_studies(
         runs = []
         for folder, config in studies.items():
             store = ResultStore.create(folder, config)
-            store.clean()
+            if is_main():
+                store.clean()
             runs += [(config.seeds.index(run.config.seed), run.config, store) for run in plans[folder].left]
             if on_plan is not None:
                 on_plan(plans[folder], folder)

@@ -116,6 +116,10 @@ class _Saver(TrainerCallback):
         self.trainer.trained = last
         checkpoints = self.trainer.checkpoints
         if checkpoints is None:
+            if world_size() > 1:  # all stop after the same step: one that went on would wait for the others
+                asked = torch.tensor(int(interruption.requested() is not None), device=args.device)
+                if int(total(asked)):
+                    interruption.request("a signal to another process")
             interruption.check()
         elif interruption.requested() or checkpoints.due(state.global_step, last=last):
             control.should_save = True
