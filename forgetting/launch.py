@@ -139,6 +139,7 @@ def launch(
                     except interruption.Interrupted as signalled:
                         interruption.request(*signalled.args)  # a worker alone was told: all end
     except BrokenProcessPool:
+        interruption.check()  # a worker that did not end in time, say
         folders = " ".join(sorted({str(store.folder) for _, store in runs}))
         raise UsageError(
             f"study {folders}: a worker process was killed (out of memory?); finished rows are stored, "
