@@ -228,7 +228,9 @@ def test_a_method_of_ones_own_starts_a_killed_task_again_unless_it_says_otherwis
     assert not build_mitigation("naive+avalanche:plugin=ewc").resumes_within_task
 
 
-@pytest.mark.parametrize("name", [*mitigation_names(), "lora:merge=false+ewc:examples=4", "lora:r=2,dropout=0.5+si"])
+@pytest.mark.parametrize(
+    "name", [*mitigation_names(), "lora:merge=false+ewc:examples=4", "lora:r=2,dropout=0.5,merge=false+si"]
+)
 def test_state_survives_a_kill_within_the_next_task(name: str, tmp_path: Path) -> None:
     """What was saved after task 1, and after 2 steps of task 2, gives in fresh runs what the uninterrupted one has."""
     text = ACTIVE.get(name, name)
