@@ -28,6 +28,7 @@ NAME = ".lock"
 BEAT = 5.0
 """Seconds between two beats; a holder on another host that misses ``MISSED`` is dead."""
 MISSED = 4
+KEYS = {"host", "pid", "start", "since", "token", "beat", "beats"}
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """Of a file system without hard links."""
 
@@ -120,7 +121,7 @@ class StudyLock:
         self._over.set()
         assert self._thread is not None
         self._thread.join()
-        with suppress(OSError):
+        with suppress(OSError, UsageError):
             if self._mine():
                 self.path.unlink()
             if self._made:
@@ -163,16 +164,16 @@ class StudyLock:
             os.fsync(file.fileno())
         return temporary
 
-    def _read(self, path: Path | None = None) -> dict[str, Any] | None:
+    def _read(self) -> dict[str, Any] | None:
         try:
-            content = json.loads((path or self.path).read_bytes())
-            return content if {"host", "pid", "start", "since", "token", "beat", "beats"} <= content.keys() else None
-        except FileNotFoundError:
+            content = json.loads(self.path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):  # what stands in the folder's place is said elsewhere
             return None
-        except (ValueError, AttributeError):
-            raise UsageError(
-                f"lock {str(path or self.path)!r}: cannot be read; delete it if no process works there"
-            ) from None
+        except (OSError, ValueError):
+            content = None
+        if not isinstance(content, dict) or not KEYS <= content.keys():
+            raise UsageError(f"lock {str(self.path)!r}: cannot be read; delete it if no process works there")
+        return content
 
     def _mine(self) -> bool:
         holder = self._read()

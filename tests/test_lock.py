@@ -158,7 +158,14 @@ def test_who_was_taken_for_dead_ends_instead_of_writing_beside_the_other(
 
 
 def test_a_lock_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    for content in ("", "{", "[1]", "3"):
+    for content in ("", "{", "[1]", "3", "{}", '{"pid": 1}'):
         (tmp_path / NAME).write_text(content)
         with pytest.raises(UsageError, match="cannot be read; delete it"):
             StudyLock(tmp_path).check()
+
+
+def test_a_file_in_the_folders_place_holds_nothing_and_cannot_be_held(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    StudyLock(tmp_path / "file").check()
+    with pytest.raises(UsageError, match="cannot be written"):
+        StudyLock(tmp_path / "file").__enter__()
