@@ -171,7 +171,7 @@ class StudyLock:
             return None
         except (OSError, ValueError):
             content = None
-        if not isinstance(content, dict) or not KEYS <= content.keys():
+        if not isinstance(content, dict) or not content.keys() >= KEYS:
             raise UsageError(f"lock {str(self.path)!r}: cannot be read; delete it if no process works there")
         return content
 
