@@ -75,14 +75,16 @@ class StudyLock:
 
     Args:
         folder: Of the study.
+        run: The id of the one run that will be done: other processes may do others of the study, none all of it.
         beat: Seconds between two beats.
 
     Raises:
         UsageError: on entry, in one line that names the holder, if another process holds it.
     """
 
-    def __init__(self, folder: Path | str, *, beat: float = BEAT) -> None:
-        self.folder, self.path, self.beat = Path(folder), Path(folder) / NAME, beat
+    def __init__(self, folder: Path | str, *, run: str | None = None, beat: float = BEAT) -> None:
+        self.folder, self.beat = Path(folder), beat
+        self.path = self.folder / (NAME if run is None else f"{NAME}-{run}")
         self.token = uuid.uuid4().hex
         self._beats = 0
         self._made = False
@@ -91,12 +93,18 @@ class StudyLock:
 
     def check(self) -> None:
         """Raise UsageError if another process holds the folder; nothing is written."""
-        holder = self._read()
-        if holder is not None and self._alive(holder):
-            raise UsageError(
-                f"study {str(self.folder)!r}: process {holder['pid']} on {holder['host']} works on it since "
-                f"{holder['since']}; wait for it or stop it, or give another --output"
-            )
+        for path in self._excluding():
+            holder = self._read(path)
+            if holder is not None and self._alive(holder, path):
+                raise UsageError(
+                    f"study {str(self.folder)!r}: process {holder['pid']} on {holder['host']} works on it since "
+                    f"{holder['since']}; wait for it or stop it, or give another --output"
+                )
+
+    def _excluding(self) -> list[Path]:
+        """Locks that this one cannot be held beside: a run's is beside those of other runs."""
+        whole = self.folder / NAME
+        return [self.path, whole] if self.path != whole else [whole, *self.folder.glob(f"{NAME}-*")]
 
     def __enter__(self) -> StudyLock:
         self._made = not self.folder.exists()
@@ -133,7 +141,8 @@ class StudyLock:
                 self.check()
                 temporary = self._write()
                 try:
-                    self.path.unlink(missing_ok=True)  # its holder is dead
+                    for path in self._excluding():
+                        path.unlink(missing_ok=True)  # its holder is dead
                     os.link(temporary, self.path)  # fails where there is one, also over NFS
                     return
                 except FileExistsError:
@@ -179,13 +188,13 @@ class StudyLock:
         holder = self._read()
         return holder is not None and holder["token"] == self.token
 
-    def _alive(self, holder: dict[str, Any]) -> bool:
+    def _alive(self, holder: dict[str, Any], path: Path) -> bool:
         if holder["host"] == socket.gethostname():
             start = _start_of(holder["pid"])
             return start is not None and start == holder["start"] and not _zombie(holder["pid"])
         for _ in range(MISSED):
             time.sleep(holder["beat"])
-            now = self._read()
+            now = self._read(path)
             if now is None:
                 return False
             if (now["token"], now["beats"]) != (holder["token"], holder["beats"]):

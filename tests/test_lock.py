@@ -169,3 +169,18 @@ def test_a_file_in_the_folders_place_holds_nothing_and_cannot_be_held(tmp_path: 
     StudyLock(tmp_path / "file").check()
     with pytest.raises(UsageError, match="cannot be written"):
         StudyLock(tmp_path / "file").__enter__()
+
+
+def test_runs_of_a_study_are_done_beside_each_other_and_never_beside_the_whole(tmp_path: Path) -> None:
+    """As the tasks of an array do them; what a dead one left is taken away by the next who does the whole."""
+    with StudyLock(tmp_path, run="a"), StudyLock(tmp_path, run="b"):
+        for second in (StudyLock(tmp_path, run="a"), StudyLock(tmp_path)):
+            for attempt in (second.check, second.__enter__):
+                with pytest.raises(UsageError, match=f"process {os.getpid()}"):
+                    attempt()
+    with StudyLock(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()}"):
+        StudyLock(tmp_path, run="a").check()
+    leave(tmp_path, pid=dead_process())
+    (tmp_path / NAME).rename(tmp_path / f"{NAME}-a")
+    with StudyLock(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]
