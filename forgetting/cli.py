@@ -12,6 +12,8 @@ import typer
 
 from forgetting import interruption
 from forgetting.checkpoint import EVERY
+from forgetting.cli_launch import Address, CpusPerRun, DryRun, GpusPerRun, Launcher, Launching, Sbatch, Workers
+from forgetting.cli_plan import plan
 from forgetting.cli_studies import studies
 from forgetting.errors import ForgettingError, UsageError
 
@@ -29,8 +31,8 @@ app = typer.Typer(
 micro = typer.Typer(help="The embedded world: its generator and its pretrained model.", no_args_is_help=True)
 app.add_typer(micro, name="micro")
 app.add_typer(studies, name="study")
+app.command()(plan)
 
-Workers = Annotated[int, typer.Option(min=1, help="Processes; the cores are divided among them.")]
 Hours = Annotated[float | None, typer.Option(min=0, help="Begin no run after so many hours; resume later.")]
 Every = Annotated[
     str, typer.Option("--checkpoint-every", help="Save a task's training: '10 minutes', '50 steps', or never.")
@@ -41,8 +43,8 @@ Wandb = Annotated[str | None, typer.Option("--wandb", help="Log to this wandb pr
 def _study(
     folder: Path,
     config: StudyConfig,
+    launching: Launching,
     *,
-    workers: int,
     wandb: str | None = None,
     hours: float | None = None,
     checkpoint_every: str = EVERY,
@@ -52,12 +54,14 @@ def _study(
     from forgetting.distributed import is_main
     from forgetting.study import run_study
 
+    launch = launching.launch()
     try:
         with RunProgress() as progress:
             records = run_study(
                 config,
                 folder,
-                workers=workers,
+                launch=launch,
+                workers=launching.workers_or(1),
                 progress=progress.update,
                 wandb_project=wandb,
                 on_plan=progress.expect,
@@ -92,7 +96,7 @@ def demo(
     """Run the embedded model over five tasks under every headline mitigation: table, figures, HTML report."""
     from forgetting.demo import demo_study
 
-    _study(output, demo_study(seeds), workers=workers)
+    _study(output, demo_study(seeds), Launching(workers=workers))
 
 
 @app.command()
@@ -128,18 +132,22 @@ def run(
         list[str] | None, typer.Option("--set", help="Any other key: training.packing=true; repeatable.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the study (default: results/<name>).")] = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    launcher: Launcher = "local",
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    address: Address = None,
+    sbatch: Sbatch = None,
     hours: Hours = None,
     checkpoint_every: Every = EVERY,
     wandb: Wandb = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code that came with the model run. Dangerous.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run a study from a YAML file, from flags, or both."""
     from forgetting.config import parse_study, read_yaml
-    from forgetting.display import print_plan
 
     values: dict[str, Any] = read_yaml(study) if study else {}
     flags: dict[str, Any] = {
@@ -184,12 +192,11 @@ def run(
     values.setdefault("name", study.stem if study else "study")
     config = parse_study(values, source=str(study) if study else "flags")
     folder = output or Path("results") / config.name
+    launching = Launching(launcher, workers, cpus_per_run, gpus_per_run, address, tuple(sbatch or ()))
     if dry_run:
-        from forgetting.study import plan_study
-
-        print_plan(plan_study(config, folder), folder)
+        launching.print_plans(config.name, {folder: config})
         return
-    _study(folder, config, workers=workers, wandb=wandb, hours=hours, checkpoint_every=checkpoint_every)
+    _study(folder, config, launching, wandb=wandb, hours=hours, checkpoint_every=checkpoint_every)
 
 
 def _scalar(text: str) -> Any:
@@ -215,10 +222,19 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of a study that was begun.")],
-    workers: Workers = 1,
+    only: Annotated[
+        str | None, typer.Option(help="Do this run alone, by its id (a file's name in runs/); no report is made.")
+    ] = None,
+    workers: Workers = None,
+    launcher: Launcher = "local",
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    address: Address = None,
+    sbatch: Sbatch = None,
     hours: Hours = None,
     checkpoint_every: Every = EVERY,
     wandb: Wandb = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Continue a study after a crash, a kill or a full disk, from each run's last checkpoint.
 
@@ -227,7 +243,61 @@ def resume(
     from forgetting.results import ResultStore
 
     config = ResultStore.existing(folder).config()
-    _study(folder, config, workers=workers, wandb=wandb, hours=hours, checkpoint_every=checkpoint_every)
+    launching = Launching(launcher, workers, cpus_per_run, gpus_per_run, address, tuple(sbatch or ()))
+    if only is not None:
+        if dry_run or launcher != "local":
+            raise UsageError("--only: does one run, here and now; leave --dry-run and --launcher out")
+        _one_run(folder, config, only, wandb, checkpoint_every)
+    elif dry_run:
+        launching.print_plans(config.name, {folder: config})
+    else:
+        _study(folder, config, launching, wandb=wandb, hours=hours, checkpoint_every=checkpoint_every)
+
+
+def _one_run(folder: Path, config: StudyConfig, run_id: str, wandb: str | None, checkpoint_every: str) -> None:
+    """Do one run of a study in this process: what others do beside it, in an array of jobs, is left alone."""
+    from forgetting.display import RunProgress
+    from forgetting.results import ResultStore
+    from forgetting.study import run_studies
+
+    try:
+        with RunProgress() as progress:
+            run_studies(
+                {folder: config},
+                progress=progress.update,
+                on_plan=progress.expect,
+                wandb_project=wandb,
+                checkpoint_every=checkpoint_every,
+                only=run_id,
+            )
+    except interruption.Interrupted as stop:
+        typer.echo(f"{stop}; continue with the same command", err=True)
+        raise typer.Exit(interruption.EXIT_CODE) from None
+    record = ResultStore(folder).load(run_id)
+    assert record is not None
+    typer.echo(f"{run_id}: {record.status}; all of the study: forgetting report {folder}")
+    if record.status == "failed":
+        raise typer.Exit(1)
+
+
+@app.command()
+def rerun(
+    record: Annotated[Path, typer.Argument(help="A run's record: results/<study>/runs/<run id>.json.")],
+    output: Annotated[Path | None, typer.Option(help="A new folder (default: results/rerun-<run id>).")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that came with the model run. Dangerous.")
+    ] = False,
+) -> None:
+    """Run a record again from itself alone, and print the difference: code 0 if equal bit for bit, 3 if not."""
+    from forgetting.rerun import DIFFERENT, print_difference
+    from forgetting.rerun import rerun as run_again
+
+    _, difference = run_again(
+        record, output or Path("results") / f"rerun-{record.stem}", trust_remote_code=trust_remote_code
+    )
+    print_difference(difference)
+    if difference.numbers:
+        raise typer.Exit(DIFFERENT)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from forgetting import interruption
+from forgetting.cli_launch import Address, CpusPerRun, DryRun, GpusPerRun, Launcher, Launching, Sbatch, Workers
 from forgetting.errors import UsageError
 
 studies = typer.Typer(help="The named studies: a published claim, its runs, and the verdict.", no_args_is_help=True)
@@ -36,25 +37,40 @@ def run_study(
     name: Annotated[list[str] | None, typer.Argument(help="Studies; see `forgetting study list`.")] = None,
     scale: Annotated[str, typer.Option(help="smoke, laptop or gpu.")] = "laptop",
     every: Annotated[bool, typer.Option("--all", help="All studies.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes; the cores are divided among them.")] = 2,
+    workers: Workers = None,
+    launcher: Launcher = "local",
+    cpus_per_run: CpusPerRun = None,
+    gpus_per_run: GpusPerRun = None,
+    address: Address = None,
+    sbatch: Sbatch = None,
     hours: Annotated[float | None, typer.Option(min=0, help="Begin no run after so many hours.")] = None,
     draw: Annotated[bool, typer.Option("--draw", help="Verdicts and figures from results alone.")] = False,
+    dry_run: DryRun = False,
     output: Root = Path("results"),
 ) -> None:
     """Run what is missing of studies, then print and write their verdicts; goes on where it was stopped."""
-    from forgetting.studies import conclude, load, print_verdicts, run_named, scale_of, scripts
+    from forgetting.studies import conclude, load, print_verdicts, run_named, scale_of, scripts, unfinished
 
     if bool(name) == every:
         raise UsageError("study run: name studies, or give --all")
     checked = scale_of(scale)
+    launching = Launching(launcher, workers, cpus_per_run, gpus_per_run, address, tuple(sbatch or ()))
+    chosen = [load(one) for one in (scripts() if every else name or ())]
+    if dry_run:
+        grids = {folder: config for study in chosen for folder, config in unfinished(study, output, checked).items()}
+        launching.print_plans("-".join(study.name for study in chosen), grids)
+        return
+    launch = launching.launch()
     until = math.inf if hours is None else time.monotonic() + 3600 * hours
     stopped: list[str] = []
-    for study in [load(one) for one in (scripts() if every else name or ())]:
+    for study in chosen:
         try:
             if draw:
                 verdicts = conclude(study, output, checked)
             else:
-                verdicts = run_named(study, output, checked, workers=workers, until=until)
+                verdicts = run_named(
+                    study, output, checked, workers=launching.workers_or(2), until=until, launch=launch
+                )
         except interruption.Interrupted as stop:
             typer.echo(f"{stop}; continue with the same command", err=True)
             raise typer.Exit(interruption.EXIT_CODE) from None

@@ -18,6 +18,7 @@ from forgetting import interruption
 from forgetting.checkpoint import EVERY
 from forgetting.config import RunConfig
 from forgetting.errors import UsageError
+from forgetting.launchers.devices import shares, visible_gpus
 from forgetting.results import ResultStore
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _begin_worker(events: Queue[tuple[str, float, str]], threads: int) -> None:
+def _begin_worker(events: Queue[tuple[str, float, str]], threads: int, gpus: Queue[str] | None) -> None:
     global _events
     _events = events
     interruption.begin_worker()
     _end_with_parent()
+    if gpus is not None:  # before torch is imported: it reads the variable once
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
     import torch
 
     torch.set_num_threads(threads)
@@ -81,7 +84,8 @@ def launch(
 
     Args:
         runs: What to run, and where its results go.
-        workers: Processes, each with an equal part of the cores; never more than there are runs.
+        workers: Processes, each with an equal part of the cores and of the GPUs; never more than there are runs, nor,
+            where there are GPUs, more than those.
         progress: Called in this process.
         wandb_project: Log there too.
         hours: No run is begun after so many, but for one that a pool was already given; what has begun is finished.
@@ -93,6 +97,8 @@ def launch(
     """
     report: Progress = progress or (lambda run_id, share, doing: None)
     workers = min(workers, len(runs))
+    gpus = visible_gpus() if workers > 1 else []
+    workers = min(workers, len(gpus) or workers)
     deadline = math.inf if hours is None else time.monotonic() + 3600 * hours
     if workers <= 1:
         from forgetting.run import run_sequence
@@ -109,7 +115,17 @@ def launch(
     context = multiprocessing.get_context("spawn")  # a forked torch with threads can deadlock
     events: Queue[tuple[str, float, str]] = context.Queue()
     threads = max(1, _cores() // workers)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(events, threads))
+    gpu_shares: Queue[str] | None = None
+    if gpus:
+        from forgetting.run import release
+
+        release()  # the plan's model is on a GPU that a worker now has for itself
+        gpu_shares = context.Queue()
+        for share in shares(gpus, workers):
+            gpu_shares.put(share)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin_worker, initargs=(events, threads, gpu_shares)
+    )
     try:
         with interruption.blocked():
             waiting: set[Future[None]] = {

@@ -199,6 +199,29 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+def read_record(path: Path) -> RunRecord:
+    """Read a run's record.
+
+    Raises:
+        UsageError: if the file is not a record of this schema.
+    """
+    try:
+        record = RunRecord.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"result {str(path)!r}: {error.strerror or error}") from None
+    except (ValidationError, ValueError) as error:
+        problem = str(error).splitlines()[0]
+        raise UsageError(
+            f"result {str(path)!r}: is not a run record of schema {SCHEMA_VERSION} ({problem}); "
+            "delete it to run it again"
+        ) from None
+    if record.schema_version != SCHEMA_VERSION:
+        raise UsageError(
+            f"result {str(path)!r}: schema_version = {record.schema_version}; this version reads {SCHEMA_VERSION}"
+        )
+    return record
+
+
 class ResultStore:
     """The folder of one study.
 
@@ -286,21 +309,7 @@ class ResultStore:
             UsageError: if the file is not a record of this schema.
         """
         path = self.record_path(run_id)
-        if not path.exists():
-            return None
-        try:
-            record = RunRecord.model_validate_json(path.read_bytes())
-        except (ValidationError, ValueError) as error:
-            problem = str(error).splitlines()[0]
-            raise UsageError(
-                f"result {str(path)!r}: is not a run record of schema {SCHEMA_VERSION} ({problem}); "
-                "delete it to run it again"
-            ) from None
-        if record.schema_version != SCHEMA_VERSION:
-            raise UsageError(
-                f"result {str(path)!r}: schema_version = {record.schema_version}; this version reads {SCHEMA_VERSION}"
-            )
-        return record
+        return read_record(path) if path.exists() else None
 
     def load_items(self, run_id: str) -> Items:
         """Read a run's per-item outcomes (none where there are none)."""

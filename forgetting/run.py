@@ -102,6 +102,13 @@ def prepare(config: RunConfig, store: ResultStore) -> Setting:
     return setting
 
 
+def release() -> None:
+    """Let go of what :func:`prepare` keeps, and of its memory on a GPU."""
+    _setting.cache_clear()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def task_seed(seed: int, position: int) -> int:
     """Seed of everything random in a run's task: each task has its own, so that a resumed run meets the same."""
     return seed * 1000 + position

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from forgetting.config import StudyConfig
+    from forgetting.launchers import Launch
     from forgetting.results import ResultStore, RunRecord
 
 Scale = Literal["smoke", "laptop", "gpu"]
@@ -139,7 +140,9 @@ class Study:
         return Results(first.folder, {**first.grids, **self.then(scale, first)})
 
 
-def run_grids(grids: Mapping[Path, StudyConfig], workers: int, until: float = math.inf) -> None:
+def run_grids(
+    grids: Mapping[Path, StudyConfig], workers: int, until: float = math.inf, launch: Launch | None = None
+) -> None:
     """Run, or continue, grids by folder, with plans and progress shown; no run begins after ``until`` (monotonic)."""
     from forgetting.display import RunProgress
     from forgetting.study import run_studies
@@ -149,22 +152,36 @@ def run_grids(grids: Mapping[Path, StudyConfig], workers: int, until: float = ma
         run_studies(
             grids,
             workers=workers,
+            launch=launch,
             hours=hours if math.isfinite(hours) else None,
             progress=progress.update,
             on_plan=progress.expect,
         )
 
 
-def run_named(study: Study, root: Path, scale: Scale, *, workers: int = 2, until: float = math.inf) -> list[Verdict]:
+def unfinished(study: Study, root: Path, scale: Scale) -> dict[Path, StudyConfig]:
+    """The grids, by folder, of which runs are missing; those of ``then`` only once it can tell them."""
+    results = study.results(root, scale)
+    grids = {line.split(":")[0] for line in results.missing}
+    return {results.folder / grid: config for grid, config in results.grids.items() if grid in grids}
+
+
+def run_named(
+    study: Study,
+    root: Path,
+    scale: Scale,
+    *,
+    workers: int = 2,
+    until: float = math.inf,
+    launch: Launch | None = None,
+) -> list[Verdict]:
     """Run what is missing of a study, then conclude."""
-    tried: set[str] = set()
+    tried: set[Path] = set()
     for _ in ("grids", "then"):
-        results = study.results(root, scale)
-        unfinished = {line.split(":")[0] for line in results.missing} - tried
-        grids = {results.folder / grid: config for grid, config in results.grids.items() if grid in unfinished}
+        grids = {folder: config for folder, config in unfinished(study, root, scale).items() if folder not in tried}
         if grids and time.monotonic() < until:
-            run_grids(grids, workers, until)
-            tried |= unfinished
+            run_grids(grids, workers, until, launch)
+            tried |= set(grids)
     return conclude(study, root, scale)
 
 

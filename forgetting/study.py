@@ -13,12 +13,13 @@ from forgetting import interruption
 from forgetting.checkpoint import EVERY, Interval
 from forgetting.config import RunConfig, StudyConfig
 from forgetting.distributed import is_main, world_size
-from forgetting.errors import UsageError
+from forgetting.errors import UsageError, did_you_mean
 from forgetting.lock import StudyLock
 from forgetting.mitigations import build_mitigation
 from forgetting.results import ResultStore, RunRecord
 
 if TYPE_CHECKING:
+    from forgetting.launchers import Launch
     from forgetting.run import Progress, Setting
 
 
@@ -159,6 +160,8 @@ def run_studies(
     on_plan: Callable[[Plan, Path], None] | None = None,
     hours: float | None = None,
     checkpoint_every: str = EVERY,
+    launch: Launch | None = None,
+    only: str | None = None,
 ) -> None:
     """Run studies, or what is left of them, by one pool of processes: first seeds first.
 
@@ -169,22 +172,31 @@ def run_studies(
         wandb_project: Log there too.
         on_plan: Called with each plan, before the first run.
         hours: No run is begun after so many; the studies can be resumed.
+        launch: Where the runs are computed (``forgetting.launchers``); in local processes where not given. With
+            ``workers=0``, Ray takes as many runs at once as its cluster has room for.
+        only: The id of the one run to do; the others are left alone, and may be done by other processes.
         checkpoint_every: How often a task's training is saved in its middle: ``10 minutes``, ``50 steps``, ``never``.
 
     Raises:
         UsageError: before any training, for a configuration that cannot be used, a folder that holds another
-            study, or one that another process works on.
+            study, a run that is not in the grid, or one that another process works on.
         Interrupted: on SIGINT or SIGTERM, once the present step is finished and saved.
     """
-    if workers < 1:
+    from forgetting.launch import launch as launch_here
+
+    here = launch in (None, launch_here)
+    if workers < (1 if here else 0):
         raise UsageError(f"workers = {workers}: needs at least 1")
-    if workers > 1 and world_size() > 1:
-        raise UsageError(f"workers = {workers}: {world_size()} processes train one model together; give 1")
+    if (workers > 1 or not here) and world_size() > 1:
+        raise UsageError(f"workers = {workers}: {world_size()} processes train one model together; give 1, here")
+    known = [run.run_id for config in studies.values() for run in config.runs()]
+    if only is not None and only not in known:
+        raise UsageError(f"--only {only!r}: is no run of the study{did_you_mean(only, known)}")
     if hours is not None and not hours >= 0:
         raise UsageError(f"hours = {hours}: needs a number from 0 on")
     Interval(checkpoint_every)
     begun = time.monotonic()
-    locks = [StudyLock(folder) for folder in studies] if is_main() else []
+    locks = [StudyLock(folder, run=only) for folder in studies] if is_main() else []
     for lock in locks:  # before what takes time, and writes
         lock.check()
     with interruption.graceful(), ExitStack() as held:
@@ -194,15 +206,17 @@ def run_studies(
         runs = []
         for folder, config in studies.items():
             store = ResultStore.create(folder, config)
-            if is_main():
+            if is_main() and only is None:
                 store.clean()
-            runs += [(config.seeds.index(run.config.seed), run.config, store) for run in plans[folder].left]
+            runs += [
+                (config.seeds.index(run.config.seed), run.config, store)
+                for run in plans[folder].left
+                if only in (None, run.config.run_id)
+            ]
             if on_plan is not None:
                 on_plan(plans[folder], folder)
         runs.sort(key=lambda run: run[0])
-        from forgetting.launch import launch
-
-        launch(
+        (launch or launch_here)(
             [(run, store) for _, run, store in runs],
             workers=workers,
             progress=progress,
@@ -223,6 +237,8 @@ def run_study(
     on_plan: Callable[[Plan, Path], None] | None = None,
     hours: float | None = None,
     checkpoint_every: str = EVERY,
+    launch: Launch | None = None,
+    only: str | None = None,
 ) -> list[RunRecord]:
     """Run a study, or what is left of it; see :func:`run_studies`.
 
@@ -237,5 +253,7 @@ def run_study(
         on_plan=on_plan,
         hours=hours,
         checkpoint_every=checkpoint_every,
+        launch=launch,
+        only=only,
     )
     return list(ResultStore(folder).records())

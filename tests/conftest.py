@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -11,6 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers on two cores: more threads would fight
 
 import pytest
+
+if TYPE_CHECKING:
+    from forgetting.results import ResultStore
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -21,3 +25,15 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("the real data sets are not beside this checkout (../shared/data)")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> ResultStore:
+    """The tiny study (``tests/tiny_study.py``), run in this process."""
+    from forgetting.results import ResultStore
+    from forgetting.study import run_study
+    from tests.tiny_study import tiny_study
+
+    folder = tmp_path_factory.mktemp("one") / "tiny"
+    run_study(tiny_study(), folder)
+    return ResultStore(folder)
