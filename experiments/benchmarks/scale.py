@@ -1,0 +1,399 @@
+"""How does the cost of a study grow with the work, and what is the harness's own share of a run's time?
+
+Command::
+
+    python experiments/benchmarks/scale.py          # measure, write scale.json and scale.csv, draw
+    python experiments/benchmarks/scale.py --draw   # the figure from scale.json alone
+
+The embedded model, one process, one thread, its processor time, so that what else the machine does counts little.
+Four axes, each from the smallest size to the largest with all else equal:
+
+- tasks, 2 to 50: training time against tasks, and evaluation time against the cells of R that it must fill, T (T + 1);
+- seeds: time of a study against its runs;
+- capabilities, all of the same cost: evaluation time of a run against columns of G;
+- data: time and memory of a run of equal steps against training examples.
+
+To each is fitted t = a + b xᵖ (least squares on log t, a ≥ 0): p is how time grows, a what is paid once. Memory is the
+growth of the resident set's peak (VmHWM, reset before each). The harness's share is measured in one run: the steps of
+``ContinualTrainer`` against a bare PyTorch loop over the same batches with the same optimizer, schedule and clipping,
+turn by turn; both must end with the same losses, or the comparison is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import ctypes
+import gc
+import io
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+OUTPUT = Path(__file__).resolve().parents[2] / "results" / "benchmarks" / "scale"
+COMMAND = "python experiments/benchmarks/scale.py"
+AXES: dict[str, tuple[int, ...]] = {
+    "tasks": (2, 5, 10, 20, 50),
+    "seeds": (1, 2, 4, 8),
+    "capabilities": (1, 4, 16, 64),
+    "data": (300, 1000, 3000, 10000, 30000),
+}
+PROBE = """task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{gold}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 1.0}}
+"""
+"""A capability: a copy of the embedded world's probe of facts under another name, so that all cost the same."""
+MEASURES = {
+    "training": ("tasks", "tasks learned", "training"),
+    "evaluation": ("tasks", "cells of R, T (T + 1)", "evaluation"),
+    "seeds": ("seeds", "runs of a study", "whole"),
+    "capabilities": ("capabilities", "capabilities", "evaluation"),
+    "data": ("data", "training examples", "whole"),
+}
+"""What is fitted, by name: the axis, what x counts, and which time."""
+
+
+def rows(count: int, shift: int = 0) -> str:
+    """Lines of a JSONL file: a task whose answers depend on its number."""
+    words = ("red", "blue", "green", "white")
+    choices = [f" {word}" for word in words]
+    return "".join(
+        json.dumps({"prompt": f"box {i} colour:", "completion": choices[(i + shift) % 4], "choices": choices}) + "\n"
+        for i in range(count)
+    )
+
+
+def study(folder: Path, axis: str, size: int) -> Any:
+    """The study of one point of an axis; its data are written into the folder."""
+    from forgetting.config import parse_study
+    from forgetting.micro.probes import probe_directory
+
+    tasks = size if axis == "tasks" else 2
+    train = size if axis == "data" else 32
+    for number in range(tasks):
+        (folder / f"train{number}.jsonl").write_text(rows(train, number))
+        (folder / f"test{number}.jsonl").write_text(rows(8, number))
+    files = [
+        {
+            "name": f"task{number}",
+            "train": str(folder / f"train{number}.jsonl"),
+            "test": str(folder / f"test{number}.jsonl"),
+            "validation_size": 4,
+        }
+        for number in range(tasks)
+    ]
+    suite = folder / "suite"
+    suite.mkdir()
+    data = probe_directory() / "micro_facts.jsonl"
+    for number in range(size if axis == "capabilities" else 1):
+        (suite / f"facts_{number}.yaml").write_text(PROBE.format(name=f"facts_{number}", data=data))
+    return parse_study(
+        {
+            "name": "scale",
+            "sequence": {"name": "scale", "tasks": files},
+            "seeds": size if axis == "seeds" else 1,
+            "training": {"steps": 4, "batch_size": 8, "max_length": 64},
+            "evaluation": {
+                "suite": str(suite),
+                "limit": 8,
+                "drift": False,
+            },
+            "pretraining": {"documents": 20, "held_out_documents": 4},
+        }
+    )
+
+
+class Meter:
+    """Processor seconds within training and evaluation."""
+
+    def __init__(self) -> None:
+        self.seconds = {"training": 0.0, "evaluation": 0.0}
+
+    def timed(self, kind: str, function: Callable) -> Callable:
+        """The function, its time counted."""
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            begun = time.process_time()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.seconds[kind] += time.process_time() - begun
+
+        return call
+
+
+@contextmanager
+def metered() -> Iterator[Meter]:
+    """Count the time of every task's training and of every row's evaluation within."""
+    from forgetting import run
+    from forgetting.evaluation.evaluator import Evaluator
+
+    meter = Meter()
+    with (
+        patch.object(run, "train_task", meter.timed("training", run.train_task)),
+        patch.object(Evaluator, "evaluate", meter.timed("evaluation", Evaluator.evaluate)),
+    ):
+        yield meter
+
+
+def status(key: str) -> int:
+    """A value of /proc/self/status, in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def point(axis: str, size: int) -> dict[str, Any]:
+    """Run one study; return its times and the growth of memory."""
+    from forgetting.results import ResultStore
+    from forgetting.run import release, run_sequence
+
+    with tempfile.TemporaryDirectory() as scratch:
+        config = study(Path(scratch), axis, size)
+        release()
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        store = ResultStore.create(Path(scratch) / "scale", config)
+        with metered() as meter:
+            begun = time.process_time()
+            statuses = [run_sequence(run, store).status for run in config.runs()]
+            whole = time.process_time() - begun
+        assert set(statuses) == {"finished"}, statuses
+        return {
+            "axis": axis,
+            "size": size,
+            "whole_seconds": round(whole, 4),
+            **{f"{kind}_seconds": round(seconds, 4) for kind, seconds in meter.seconds.items()},
+            "memory_bytes": status("VmHWM") - before,
+        }
+
+
+def sizes(measure: str, points: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """The x and the seconds of a measure, medians over repeats."""
+    axis, _, kind = MEASURES[measure]
+    found = sorted({point["size"] for point in points if point["axis"] == axis})
+    seconds = [
+        statistics.median(p[f"{kind}_seconds"] for p in points if p["axis"] == axis and p["size"] == size)
+        for size in found
+    ]
+    return [float(size * (size + 1) if measure == "evaluation" else size) for size in found], seconds
+
+
+def fit(x: list[float], seconds: list[float]) -> dict[str, float]:
+    """Fit t = a + b xᵖ on log t; ``constant_share`` is a's part of the time at the largest x."""
+    import numpy as np
+    from scipy.optimize import least_squares
+
+    size, log_time = np.array(x) / x[-1], np.log(seconds)
+
+    def residuals(values: Any) -> Any:
+        constant, scale, power = values
+        return np.log(constant + scale * size**power) - log_time
+
+    start = [seconds[0] / 2, seconds[-1] - seconds[0] / 2, 1.0]
+    found = least_squares(residuals, start, bounds=([0.0, 1e-9, 0.0], [np.inf, np.inf, 4.0]))
+    constant, scale, power = found.x
+    return {
+        "exponent": round(float(power), 3),
+        "constant_seconds": round(float(constant), 4),
+        "constant_share": round(float(constant / (constant + scale)), 3),
+        "largest_deviation": round(float(np.abs(np.expm1(found.fun)).max()), 3),
+    }
+
+
+def harness_share(steps: int, repeats: int) -> dict[str, Any]:
+    """Steps of the package's trainer against a bare loop over the same batches."""
+    import torch
+    from torch.utils.data import Dataset
+
+    from forgetting.config import TrainingConfig
+    from forgetting.micro.corpus import pretraining_documents
+    from forgetting.mitigations import build_mitigation
+    from forgetting.models import load_model
+    from forgetting.tasks.encode import BOOKKEEPING, Collator, encode_texts
+    from forgetting.trainer import ContinualTrainer, training_arguments
+
+    batch_size, length = 32, 96
+    base = load_model("micro")
+    words = " ".join(pretraining_documents(3000, 1)).split()
+    texts = [" ".join(words[i : i + 80]) for i in range(0, 80 * batch_size * 4, 80)]
+    features = encode_texts(base.tokenizer, texts, length)
+    config = TrainingConfig(steps=steps, batch_size=batch_size, max_length=length)
+
+    class Noted(Dataset):
+        """The features; which was asked for, in order, is noted."""
+
+        def __init__(self) -> None:
+            self.order: list[int] = []
+
+        def __len__(self) -> int:
+            return len(features)
+
+        def __getitem__(self, index: int) -> Any:
+            self.order.append(index)
+            return features[index]
+
+    def harness() -> tuple[list[float], list[float], list[int]]:
+        times: list[float] = []
+        dataset = Noted()
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = ContinualTrainer(
+                copy.deepcopy(base.model),
+                dataset,
+                build_mitigation("naive"),
+                training_arguments(config, seed=0, output=scratch),
+                base.tokenizer,
+                on_step=lambda step, of: times.append(time.process_time()),
+            )
+            trainer.train()
+        return times, trainer.losses, dataset.order
+
+    def bare(order: list[int]) -> tuple[list[float], list[float]]:
+        times, losses = [], []
+        model = copy.deepcopy(base.model).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+        warm = max(1, round(config.warmup * steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: step / warm if step < warm else (steps - step) / max(1, steps - warm)
+        )
+        collate = Collator.for_tokenizer(base.tokenizer)
+        for step in range(steps):
+            batch = collate([features[i] for i in order[step * batch_size : (step + 1) * batch_size]])
+            loss = model(**{key: value for key, value in batch.items() if key not in BOOKKEEPING}).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+            times.append(time.process_time())
+        return times, losses
+
+    ratios, milliseconds = [], []
+    for _ in range(repeats):
+        with_harness, losses, order = harness()
+        alone, bare_losses = bare(order)
+        worst = max(abs(a - b) for a, b in zip(losses, bare_losses, strict=True))
+        if worst > 1e-3:
+            raise RuntimeError(f"the two loops train differently: their losses are {worst:.3g} apart")
+        paired = [statistics.median(b - a for a, b in pairwise(t)) for t in (with_harness, alone)]
+        ratios.append(paired[0] / paired[1])
+        milliseconds.append([1000 * value for value in paired])
+    ratio = statistics.median(ratios)
+    return {
+        "steps": steps,
+        "batch": [batch_size, length],
+        "ratio": round(ratio, 4),
+        "share": round(1 - 1 / ratio, 4),
+        "ratios": [round(value, 4) for value in ratios],
+        "milliseconds_per_step": {
+            "harness": round(statistics.median(a for a, _ in milliseconds), 2),
+            "bare": round(statistics.median(b for _, b in milliseconds), 2),
+        },
+        "losses_apart_by_at_most": worst,
+    }
+
+
+def plain_ticks(axis: Any, x: list[float]) -> None:
+    """Ticks where something was measured, as plain numbers."""
+    axis.set_xticks(x, [f"{value:.0f}" for value in x])
+    axis.minorticks_off()
+
+
+def draw(content: dict[str, Any], folder: Path) -> None:
+    """A panel per measure, seconds against work, both logarithmic, and one of memory against data."""
+    import numpy as np
+
+    from forgetting.report.style import new_canvas, panels, save, styled
+
+    points, largest = content["points"], max(AXES["data"])
+    with styled():
+        canvas = new_canvas(9.0, 5.4)
+        axes = panels(canvas, len(MEASURES) + 1, 3)
+        for axis, (name, (_, label, kind)) in zip(axes, MEASURES.items(), strict=False):
+            x, seconds = sizes(name, points)
+            found = content["fits"][name]
+            axis.loglog(x, seconds, "o", color="black", markersize=4)
+            grid = np.geomspace(x[0], x[-1], 50)
+            scale = seconds[-1] - found["constant_seconds"]
+            curve = found["constant_seconds"] + scale * (grid / x[-1]) ** found["exponent"]
+            axis.loglog(grid, curve, color="black", linewidth=1)
+            what = {"whole": "whole study", "training": "training", "evaluation": "evaluation"}[kind]
+            plain_ticks(axis, x)
+            axis.set(xlabel=label, ylabel=f"{what} (processor s)", title=f"exponent {found['exponent']:.2f}")
+        data = [(p["size"], p["memory_bytes"] / 1e6) for p in points if p["axis"] == "data"]
+        axes[-1].semilogx(*zip(*sorted(data), strict=True), "o", color="black", markersize=4)
+        plain_ticks(axes[-1], sorted({float(size) for size, _ in data}))
+        axes[-1].set(xlabel="training examples", ylabel="peak memory, growth (MB)", title="memory against data")
+        axes[-1].set_ylim(bottom=0)
+        caption = (
+            f"Processor time of studies of the embedded model as the work grows, one thread, median of "
+            f"{content['repeats']} runs per point; lines: a + b xᵖ; data up to {largest} examples per task."
+        )
+        save(canvas, folder, "scale", "Cost as work grows", caption)
+
+
+def main() -> None:
+    """Measure, or draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--draw", action="store_true", help="the figure from scale.json alone")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=40, help="of the harness's comparison")
+    options = parser.parse_args()
+    from forgetting.results import write_atomically
+
+    path = options.output / "scale.json"
+    if options.draw:
+        draw(json.loads(path.read_text()), options.output)
+        return
+    import torch
+
+    from forgetting.provenance import provenance
+
+    torch.set_num_threads(1)
+    point("tasks", 2)  # libraries are loaded, caches are warm
+    points = []
+    for _ in range(options.repeats):
+        for axis, values in AXES.items():
+            for size in values:
+                points.append(point(axis, size))
+                print(json.dumps(points[-1]), flush=True)
+    share = harness_share(options.steps, max(3, options.repeats))
+    fits = {name: fit(*sizes(name, points)) for name in MEASURES}
+    print(json.dumps({"harness": share, "fits": fits}, indent=1), flush=True)
+    content = {
+        "command": COMMAND,
+        "repeats": options.repeats,
+        "harness": share,
+        "fits": fits,
+        "points": points,
+        "provenance": provenance(),
+    }
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(points[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(points)
+    write_atomically(options.output / "scale.csv", table.getvalue().encode())
+    draw(content, options.output)
+
+
+if __name__ == "__main__":
+    main()
