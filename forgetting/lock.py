@@ -173,15 +173,16 @@ class StudyLock:
             os.fsync(file.fileno())
         return temporary
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self, path: Path | None = None) -> dict[str, Any] | None:
+        path = path or self.path
         try:
-            content = json.loads(self.path.read_bytes())
+            content = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):  # what stands in the folder's place is said elsewhere
             return None
         except (OSError, ValueError):
             content = None
         if not isinstance(content, dict) or not content.keys() >= KEYS:
-            raise UsageError(f"lock {str(self.path)!r}: cannot be read; delete it if no process works there")
+            raise UsageError(f"lock {str(path)!r}: cannot be read; delete it if no process works there")
         return content
 
     def _mine(self) -> bool:
