@@ -108,6 +108,8 @@ class TaskCost(_Record):
         seconds: Training wall time, and the mitigation's own work before and after it.
         train_loss: Mean training loss over the task's last tenth of steps, nats per token; ``None`` without steps.
         log: (step, loss) as trained.
+        split_to: Rows per forward pass at the end, where a batch did not fit in memory and was split with the same
+            gradient; ``None`` where none was.
     """
 
     task: str
@@ -119,6 +121,7 @@ class TaskCost(_Record):
     seconds: float
     train_loss: float | None
     log: list[tuple[int, float]]
+    split_to: int | None = None
 
 
 class Cost(_Record):

@@ -33,6 +33,7 @@ from forgetting.evaluation.evaluator import Evaluator
 from forgetting.families import FAMILIES
 from forgetting.mitigations import Mitigation, RunContext, build_mitigation, parse_mitigation
 from forgetting.models import LoadedModel, load_model
+from forgetting.out_of_memory import is_out_of_memory
 from forgetting.provenance import peak_memory_bytes, provenance
 from forgetting.results import Cost, Items, ResultStore, RunRecord, TaskCost, TaskInfo
 from forgetting.tasks.encode import ExampleDataset, pack
@@ -209,14 +210,15 @@ def run_sequence(
         record.status, record.reason = "failed", str(error)
     except UsageError:  # a full disk, a folder that went away: the run is whole up to its last row
         raise
-    except (OSError, torch.OutOfMemoryError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"run {config.run_id!r}: {problem}; rows up to {len(record.rows) - 1} are stored, make room and resume"
-        ) from None
-    except Exception as error:  # a mitigation of one's own, say: that run fails, not the study
+    except Exception as error:
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            problem = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"run {config.run_id!r}: {problem}; rows up to {len(record.rows) - 1} are stored, make room and resume"
+            ) from None
         if world_size() > 1:  # the other processes wait for this one: all must end
             raise
+        # A mitigation of one's own, say: that run fails, not the study.
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}, line {where.lineno}"
         record.status, record.reason = "failed", f"{type(error).__name__}: {' '.join(str(error).split())} ({place})"
@@ -343,5 +345,6 @@ def train_task(
         seconds=(checkpoints.seconds_before if checkpoints else 0.0) + time.perf_counter() - begun,
         train_loss=sum(tail) / len(tail) if tail else None,
         log=[(step, round(loss, 6)) for step, loss in enumerate(trainer.losses, start=1)],
+        split_to=trainer.split_to,
     )
     return model, cost

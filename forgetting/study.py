@@ -81,22 +81,38 @@ def _steps(config: RunConfig, sizes: list[int]) -> int:
 
 
 def _seconds_per_step(setting: Setting, config: RunConfig) -> float:
-    """Time two forward and backward passes of the first task, on a copy of nothing: gradients are dropped."""
+    """Time two forward and backward passes of the first task, on a copy of nothing: gradients are dropped.
+
+    A batch that does not fit in memory is timed by as much of it as does, for training splits it.
+    """
+    from forgetting.out_of_memory import free, is_out_of_memory
     from forgetting.trainer import padded_batches
 
     first = setting.sequence.tasks[0]
     features = setting.family.encode(first, first.train[: config.training.batch_size], config.training.max_length)
-    batch = padded_batches(features, setting.base.tokenizer, config.training.batch_size)[0]
     model = setting.base.model
-    inputs = {key: value.to(model.device) for key, value in batch.items()}
-    times = []
-    for _ in range(2):
+    rows, times = len(features), list[float]()
+    while len(times) < 2:
+        batch = padded_batches(features[:rows], setting.base.tokenizer, rows)[0]
         begun = time.perf_counter()
-        model(**inputs).loss.backward()
-        model.zero_grad(set_to_none=True)
-        times.append(time.perf_counter() - begun)
+        try:
+            model(**{key: value.to(model.device) for key, value in batch.items()}).loss.backward()
+            times.append(time.perf_counter() - begun)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if rows == 1:
+                raise UsageError(
+                    f"model {config.model!r}: one example of at most {config.training.max_length} tokens does not fit "
+                    "in memory; give a smaller max_length, or gradient_checkpointing"
+                ) from None
+            rows = (rows + 1) // 2
+        finally:
+            model.zero_grad(set_to_none=True)
+        if not times:
+            free()
     # The optimizer and the trainer's own loop cost about a third more than the two passes.
-    return 1.35 * min(times) * config.training.gradient_accumulation
+    return 1.35 * min(times) * len(features) / rows * config.training.gradient_accumulation
 
 
 def plan_study(config: StudyConfig, folder: Path | str) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,7 +24,8 @@ from forgetting import interruption, training_state
 from forgetting.distributed import NOBODY, Share, StandIns, rank, total, world_size
 from forgetting.errors import RunFailed, UsageError
 from forgetting.mitigations.base import Mitigation
-from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
+from forgetting.out_of_memory import free, in_parts, is_out_of_memory, predicted, why_whole
+from forgetting.tasks.encode import BOOKKEEPING, Collator
 from forgetting.tasks.mixing import SOURCES
 from forgetting.weights import kept, present, statistics_kept, under_prefix, with_prefix
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
     from forgetting.config import TrainingConfig
     from forgetting.training_state import TaskCheckpoints
+
+logger = logging.getLogger(__name__)
 
 
 def training_arguments(config: TrainingConfig, *, seed: int, output: str) -> TrainingArguments:
@@ -143,6 +147,9 @@ class ContinualTrainer(Trainer):
         losses: Training loss of each step, nats per predicted token.
         tokens, examples: Counters over SOURCES; truncated: examples shortened.
         trained: Whether the last step is done.
+        split_to: Rows per forward pass since a batch did not fit in memory; ``None`` where every one did. The gradient
+            is that of the whole batch, to rounding; a method that draws a minibatch of its own draws one per part,
+            as it does where gradients are accumulated.
 
     Raises:
         RunFailed: from ``train``, at the first loss that is not finite.
@@ -170,6 +177,8 @@ class ContinualTrainer(Trainer):
         self.tokens: Counter[str] = Counter()
         self.examples: Counter[str] = Counter()
         self.truncated = 0
+        self.split_to: int | None = None
+        self._predicted_in_batch: int | None = None
         self._step_loss = 0.0
         self._step_batches: list[tuple[dict[str, torch.Tensor], torch.Tensor | int | None, _RandomState]] = []
         super().__init__(
@@ -225,7 +234,15 @@ class ContinualTrainer(Trainer):
             num_items_in_batch = torch.ones_like(torch.as_tensor(num_items_in_batch))
         self._wrapped = model
         self._step_batches.append((inputs, num_items_in_batch, _random_state()))
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        fits = True
+        try:
+            loss = self._backward(model, inputs, num_items_in_batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        if not fits:  # not in the handler: there the exception keeps the pass's activations alive
+            loss = self._split(model)
         self._step_loss += float(loss) / world_size()
         if self.accelerator.sync_gradients:
             self.mitigation.after_backward(self._trained, self._gradients_again)
@@ -239,8 +256,54 @@ class ContinualTrainer(Trainer):
         with statistics_kept(self._trained):
             for inputs, num_items_in_batch, then in self._step_batches:
                 _set_random_state(then)
-                super().training_step(self._wrapped, inputs, num_items_in_batch)
+                self._backward(self._wrapped, inputs, num_items_in_batch)
         _set_random_state(now)
+
+    def _backward(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """Add a batch's gradient, in parts since one did not fit in memory; return its loss."""
+        if self.split_to is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._predicted_in_batch = predicted(inputs["labels"])
+        try:
+            losses = [
+                super(ContinualTrainer, self).training_step(model, part, num_items_in_batch)
+                for part in in_parts(inputs, self.split_to)
+            ]
+        finally:
+            self._predicted_in_batch = None
+        return torch.stack(losses).sum()
+
+    def _split(self, model: nn.Module) -> torch.Tensor:
+        """Halve the parts until the step's batches up to now fit; return the loss of the last.
+
+        All of them, since the pass that was cut short may have added a part of its gradient to theirs.
+
+        Raises:
+            UsageError: if one row does not fit, or the batch must not be split.
+        """
+        rows = self.split_to or max(len(inputs["labels"]) for inputs, _, _ in self._step_batches)
+        reason = why_whole(self._trained, self.mitigation, self.accelerator.num_processes)
+        while rows > 1 and reason is None:
+            rows = self.split_to = (rows + 1) // 2
+            self._trained.zero_grad(set_to_none=True)
+            free()
+            try:
+                for inputs, num_items_in_batch, then in self._step_batches:
+                    _set_random_state(then)
+                    loss = self._backward(model, inputs, num_items_in_batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                continue
+            logger.warning("a batch did not fit in memory: it is trained on %d rows at a time, same gradient", rows)
+            return loss
+        why = f"it cannot be split, as {reason}" if reason else "not one row of it does"
+        raise UsageError(
+            f"training.batch_size: a batch does not fit in memory, and {why}; "
+            "give a smaller batch_size or max_length, or gradient_checkpointing"
+        )
 
     def compute_loss(
         self,
@@ -255,9 +318,13 @@ class ContinualTrainer(Trainer):
         share = 1.0
         if world_size() > 1 and num_items_in_batch is None:
             raise UsageError(f"model {type(self._trained).__name__}: its loss cannot be shared by several processes")
-        if self.args.gradient_accumulation_steps * world_size() > 1 and num_items_in_batch is not None:
+        split = self._predicted_in_batch is not None
+        if num_items_in_batch is not None and (split or self.args.gradient_accumulation_steps * world_size() > 1):
             # Of several processes' gradients the mean is taken.
-            share = world_size() * int((inputs["labels"][:, 1:] != IGNORED).sum()) / int(num_items_in_batch)
+            share = world_size() * predicted(inputs["labels"]) / int(num_items_in_batch)
+        elif self._predicted_in_batch:  # a model that gives the mean over the part
+            share = predicted(inputs["labels"]) / self._predicted_in_batch
+            loss = loss * share
         if share == 1.0:  # exactly: dividing and multiplying would round
             loss = self.mitigation.loss(self._trained, inputs, outputs, loss)
         elif share > 0:
