@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,9 +27,9 @@ MAX_SEED = 4_000_000
 
 
 class Strict(BaseModel):
-    """Immutable; a key that is not a field is an error."""
+    """Immutable; a key that is not a field is an error, and so is an infinite number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ColumnMapping(Strict):
@@ -201,6 +203,15 @@ class PretrainingConfig(Strict):
     seed: int = Field(default=0, ge=0)
 
 
+def _seeds(value: Any) -> Any:
+    """A number of seeds stands for the first ones."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value > MAX_SEED:
+        raise ValueError(f"is more than the {MAX_SEED} seeds that there are")
+    return tuple(range(value))
+
+
 def _sequence(value: Any) -> Any:
     if isinstance(value, dict) and "tasks" not in value:
         return {"name": DEFAULT_SEQUENCE, **value}  # a key of the sequence may be set without naming it
@@ -249,7 +260,7 @@ class StudyConfig(Strict):
     ] = Field(default=("naive",), min_length=1)
     seeds: Annotated[
         tuple[int, ...],
-        BeforeValidator(lambda value: tuple(range(value)) if isinstance(value, int) and value is not True else value),
+        BeforeValidator(_seeds),
     ] = Field(default=(0,), min_length=1)
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -259,7 +270,8 @@ class StudyConfig(Strict):
     @model_validator(mode="after")
     def _no_repeats(self) -> StudyConfig:
         for field, values in (("mitigations", self.mitigations), ("seeds", self.seeds)):
-            repeated = [value for value in values if list(values).count(value) > 1]
+            counts = Counter[str | int](values)
+            repeated = [value for value in values if counts[value] > 1]
             if repeated:
                 raise ValueError(f"{field}: {repeated[0]!r} occurs twice; each once")
         for seed in self.seeds:
@@ -290,7 +302,7 @@ def _first_error(error: ValidationError, source: str) -> UsageError:
             owner = TaskConfig
         known = owner.model_fields if hasattr(owner, "model_fields") else ()
         return UsageError(f"{source}: unknown key {where!r}{did_you_mean(str(first['loc'][-1]), known)}")
-    value = repr(first.get("input"))
+    value = reprlib.repr(first.get("input"))  # a few lines of YAML can stand for gigabytes, by repetition
     shown = value if len(value) <= 60 else value[:57] + "..."
     message = first["msg"].removeprefix("Value error, ")
     return UsageError(f"{source}: {where + ' = ' + shown + ': ' if where else ''}{message}")
@@ -320,10 +332,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"study file {str(path)!r}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"study file {str(path)!r}: is not UTF-8 text") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        # The last ones are what PyYAML raises of a tag with a value that does not fit it (!!float "").
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = " ".join(str(getattr(error, "problem", None) or error).split()) or type(error).__name__
         raise UsageError(f"study file {str(path)!r}{line}: not YAML: {problem}") from None
     if not isinstance(values, dict):
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,12 +33,14 @@ class LoadedModel:
     Attributes:
         tokenizer: Of an image classifier, its image processor.
         family: Decided by the architecture that its configuration names.
+        trust_remote_code: Whether code that came with it, and with the study's other data, may run.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     family: ModelFamily = "decoder"
+    trust_remote_code: bool = False
 
 
 def embedded_path(name: str) -> Path:
@@ -89,15 +92,30 @@ def _check_folder(folder: Path, name: str) -> None:
     if not config.is_file():
         raise UsageError(f"model {name!r}: the folder has no config.json; give a transformers model folder")
     try:
-        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
-    except (ValueError, OSError, AttributeError):
+        values = json.loads(config.read_text(encoding="utf-8"))
+        architectures = values.get("architectures") or []
+    except (ValueError, OSError, AttributeError, RecursionError):
         raise UsageError(f"model {name!r}: config.json is not JSON; download the model again") from None
+    if not isinstance(architectures, list):
+        raise UsageError(f"model {name!r}: config.json: architectures = {architectures!r:.60} is not a list of names")
+    if (folder / "adapter_config.json").is_file():
+        raise UsageError(
+            f"model {name!r}: the folder holds an adapter (adapter_config.json), which names another model to load; "
+            "merge the adapter into its model, and save that"
+        )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError):
-            raise UsageError(f"model {name!r}: {index.name} is not a safetensors index; download it again") from None
+            outside = [shard for shard in shards if Path(shard).name != shard or not shard.endswith(".safetensors")]
+        except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError):
+            shards, outside = [], []
+        if not shards:
+            raise UsageError(f"model {name!r}: {index.name} is not a safetensors index; download it again")
+        if outside:
+            raise UsageError(
+                f"model {name!r}: {index.name} names {outside[0]!r}; it can name safetensors files of the folder alone"
+            )
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if missing:
             raise UsageError(
@@ -170,6 +188,15 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
         raise UsageError(
             f"model {name!r}: is neither a folder nor a hub id (owner/name); embedded: {', '.join(EMBEDDED)}"
         )
+    if trust_remote_code:
+        print(
+            f"WARNING: trust_remote_code is ON: code that came with {name!r} runs here, with all your rights",
+            file=sys.stderr,
+        )
+    if not local:
+        from forgetting.hub import bound_waits
+
+        bound_waits()
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         family = _family(config, name)
@@ -194,9 +221,20 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     except Exception as error:
         problem = " ".join(str(error).split())
         shown = problem if len(problem) <= 160 else problem[:157] + "..."
-        hint = "" if local else did_you_mean(name, EMBEDDED) or ""
-        where = "the folder cannot be loaded" if local else "no such folder, and the hub gave nothing"
-        raise UsageError(f"model {name!r}: {where}{hint if local else hint or ''}: {shown}") from None
+        if local:
+            raise UsageError(f"model {name!r}: the folder cannot be loaded: {shown}") from None
+        from forgetting.hub import DAMAGED, advice, drop_damaged, holds_pickles_only
+
+        what = advice(error)
+        if what is None and drop_damaged("models", name):
+            what = DAMAGED
+        if what is None and holds_pickles_only(name):
+            raise UsageError(
+                f"model {name!r}: has no safetensors on the hub, and pickled weights can run code; convert it where you "
+                f"trust it: AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(folder), and give that folder"
+            ) from None
+        hint = f"; {what}" if what else did_you_mean(name, EMBEDDED)
+        raise UsageError(f"model {name!r}: no such folder, and the hub gave nothing{hint}: {shown}") from None
     model, info = loaded  # a pair, with output_loading_info
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -205,7 +243,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).eval()
-    return LoadedModel(name=name, model=model, tokenizer=tokenizer, family=family)
+    return LoadedModel(name, model, tokenizer, family, trust_remote_code)
 
 
 def torch_device(name: str) -> torch.device:

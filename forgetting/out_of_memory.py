@@ -30,11 +30,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free() -> None:
-    """Give back what a pass that was cut short left behind."""
+    """Give back to the GPU what a pass that was cut short left behind; the CPU's memory went with the last reference."""
     import torch
 
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -17,11 +17,12 @@ import gzip
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from forgetting.checkpoint import flush
 from forgetting.config import RunConfig, StudyConfig, parse_study, read_yaml, write_yaml
@@ -166,6 +167,35 @@ Items = dict[Literal["R", "G"], list[dict[str, list[float]]]]
 """Per-item outcomes: ``items["R"][i][task]`` and ``items["G"][i][capability]`` are row i's, in item order."""
 
 
+_ITEMS: TypeAdapter[Items] = TypeAdapter(Items)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"result {str(path)!r}: cannot be read: {error.strerror or error}") from None
+
+
+def _contradiction(record: RunRecord, run_id: str) -> str | None:
+    """Say where a record contradicts itself or its name, or return ``None``."""
+    if not run_id == record.run_id == record.config.run_id:
+        return f"is of run {record.run_id!r} with a configuration of {record.config.run_id!r}, not of {run_id!r}"
+    T, C = len(record.tasks), len(record.capabilities)
+    for i, row in enumerate(record.rows):
+        for where, R, G in (
+            ("", row.R, row.G),
+            *((f", view {name!r}", view.get("R", []), view.get("G", [])) for name, view in row.views.items()),
+        ):
+            if (len(R), len(G)) != (T, C):
+                return f"row {i}{where} has {len(R)} and {len(G)} scores of {T} tasks and {C} capabilities"
+    if len(record.rows) > T + 1 or (record.status == "finished" and len(record.rows) != T + 1):
+        return f"is {record.status} with {len(record.rows)} rows of {T} tasks"
+    if len(record.cost.tasks) > T:
+        return f"has the cost of {len(record.cost.tasks)} tasks of {T}"
+    return None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write, flush to disk, rename: a reader sees the old file or the new one, never a part.
 
@@ -202,18 +232,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def read_record(path: Path) -> RunRecord:
+def read_record(path: Path, run_id: str | None = None) -> RunRecord:
     """Read a run's record.
 
+    Args:
+        path: A file, under whatever name.
+        run_id: The run that it must be of, where that is known.
+
     Raises:
-        UsageError: if the file is not a record of this schema.
+        UsageError: if the file is not a record of this schema, contradicts itself, or is of another run.
     """
     try:
-        record = RunRecord.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"result {str(path)!r}: {error.strerror or error}") from None
-    except (ValidationError, ValueError) as error:
-        problem = str(error).splitlines()[0]
+        record = RunRecord.model_validate_json(_read(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        problem = " ".join(f"{'.'.join(map(str, first['loc']))} {first['msg']}".split())
         raise UsageError(
             f"result {str(path)!r}: is not a run record of schema {SCHEMA_VERSION} ({problem}); "
             "delete it to run it again"
@@ -222,6 +255,8 @@ def read_record(path: Path) -> RunRecord:
         raise UsageError(
             f"result {str(path)!r}: schema_version = {record.schema_version}; this version reads {SCHEMA_VERSION}"
         )
+    if found := _contradiction(record, run_id or record.run_id):
+        raise UsageError(f"result {str(path)!r}: {found}; it was changed, delete it to run it again")
     return record
 
 
@@ -312,14 +347,28 @@ class ResultStore:
             UsageError: if the file is not a record of this schema.
         """
         path = self.record_path(run_id)
-        return read_record(path) if path.exists() else None
+        return read_record(path, run_id) if path.exists() else None
 
     def load_items(self, run_id: str) -> Items:
-        """Read a run's per-item outcomes (none where there are none)."""
+        """Read a run's per-item outcomes (none where there are none).
+
+        Raises:
+            UsageError: if the file is damaged, or holds something else.
+        """
         path = self.items_path(run_id)
         if not path.exists():
             return {"R": [], "G": []}
-        return json.loads(gzip.decompress(path.read_bytes()))
+        try:
+            items = _ITEMS.validate_json(gzip.decompress(_read(path)))
+        except (OSError, EOFError, zlib.error, ValidationError) as error:
+            problem = " ".join(str(error).split())[:120]
+            raise UsageError(
+                f"result {str(path)!r}: is not a run's items, compressed ({problem}); delete it and the run's .json "
+                "to run it again"
+            ) from None
+        if items.keys() != {"R", "G"} or len(items["R"]) != len(items["G"]):
+            raise UsageError(f"result {str(path)!r}: does not hold as many rows of R as of G; delete the run's files")
+        return items
 
     def save(self, record: RunRecord, items: Items | None = None) -> None:
         """Write a record, and its items first, so that a record never promises items that are not there.

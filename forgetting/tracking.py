@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 logger = logging.getLogger(__name__)
 
+TIMEOUT = 60.0
+"""Seconds that a run waits for wandb's server, when it begins and when it ends."""
+
 if TYPE_CHECKING:
     from forgetting.results import RunRecord
 
@@ -45,12 +48,15 @@ class Tracker:
         """Open (or, after an interruption, continue) the wandb run of a record."""
         if self.project is None:
             return
-        import wandb
-
         try:
             self._run = self._begin(record)
-        except wandb.Error as error:
-            logger.warning("wandb: %s; going on without it", error)
+        except Exception as error:  # a log server, its library or its folder: none may end a run
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
+        logger.warning("wandb: %s; going on without it, results are in the study's folder", problem)
+        self._run = None
 
     def _begin(self, record: RunRecord) -> Any:
         import wandb
@@ -64,7 +70,10 @@ class Tracker:
             config=record.config.model_dump(mode="json"),
             mode="online" if _online() else "offline",
             resume="allow",
-            settings=wandb.Settings(silent=True),
+            # By default wandb waits for its server for as long as it takes.
+            settings=wandb.Settings(
+                silent=True, init_timeout=TIMEOUT, finish_timeout=TIMEOUT, finish_timeout_raises=True
+            ),
         )
 
     def row(self, record: RunRecord) -> None:
@@ -75,11 +84,18 @@ class Tracker:
         values: dict[str, float] = {f"R/{t.name}": v for t, v in zip(record.tasks, row.R, strict=True)}
         values |= {f"G/{c.name}": v for c, v in zip(record.capabilities, row.G, strict=True)}
         values |= {f"ce/{name}": drift.ce for name, drift in row.drift.items()}
-        self._run.log(values, step=len(record.rows) - 1)
+        try:
+            self._run.log(values, step=len(record.rows) - 1)
+        except Exception as error:
+            self._give_up(error)
 
     def finish(self, record: RunRecord) -> None:
         """Close the wandb run with the record's status."""
-        if self._run is not None:
+        if self._run is None:
+            return
+        try:
             self._run.summary["status"] = record.status
             self._run.finish(exit_code=0 if record.status == "finished" else 1)
             self._run = None
+        except Exception as error:
+            self._give_up(error)

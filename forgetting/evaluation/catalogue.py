@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forgetting.errors import UsageError
+from forgetting.evaluation.untrusted import check_task_folder, sandbox_templates
 from forgetting.registry import Registry
 
 if TYPE_CHECKING:
@@ -123,12 +124,14 @@ class Catalogue:
     Args:
         data_dir: Folder with the tasks' data (see :class:`forgetting.evaluation.local_data.LocalDataFactory`);
             without it, data come from the hub or from where the task's file says.
+        trust_remote_code: Let task files in a folder of one's own name Python functions and other folders' files.
     """
 
-    def __init__(self, data_dir: Path | None) -> None:
+    def __init__(self, data_dir: Path | None, *, trust_remote_code: bool = False) -> None:
         if data_dir is not None and not data_dir.is_dir():
             raise UsageError(f"data_dir {str(data_dir)!r}: is not a folder; give one with the suites' data")
-        self.data_dir = data_dir
+        self.data_dir, self.trust_remote_code = data_dir, trust_remote_code
+        sandbox_templates()
 
     def load(self, name: str) -> list[TaskGroup]:
         """Load what a name stands for.
@@ -144,6 +147,8 @@ class Catalogue:
             manager = self._suite_managers[name]
             return self._load(manager, list(definition.names or manager.all_subtasks))
         if Path(name).is_dir():
+            if not self.trust_remote_code:
+                check_task_folder(Path(name))
             manager = self._manager([Path(name)])
             if not manager.all_subtasks:
                 raise UsageError(f"suite {name!r}: the folder has no lm-eval task (a YAML file with the key 'task')")

@@ -93,16 +93,19 @@ def _read(paths: list[Path]) -> datasets.Dataset:
     """Read a split into memory (``datasets.load_dataset`` would write a copy into the user's cache)."""
     import datasets
 
-    if paths[0].suffix == ".parquet":
-        from pyarrow import parquet
-
-        return datasets.concatenate_datasets([datasets.Dataset(parquet.read_table(path)) for path in paths])
     rows: list[dict[str, Any]] = []
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        try:
+    path = paths[0]
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            return datasets.concatenate_datasets([datasets.Dataset(parquet.read_table(path)) for path in paths])
+        for path in paths:
+            text = path.read_text(encoding="utf-8")
             whole = text.lstrip().startswith("[")
             rows += json.loads(text) if whole else [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as error:
-            raise UsageError(f"data_dir: {str(path)!r} is not JSON or JSON lines ({error})") from None
-    return datasets.Dataset.from_list(rows)
+        return datasets.Dataset.from_list(rows)
+    except Exception as error:  # of JSON, of Arrow, and of rows that are no objects or not alike
+        what = "parquet" if path.suffix == ".parquet" else "JSON or JSON lines of objects with the same columns"
+        problem = " ".join(str(error).split())[:200]
+        raise UsageError(f"data_dir: {str(path)!r} is not {what} ({problem})") from None

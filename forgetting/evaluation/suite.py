@@ -51,6 +51,7 @@ def load_suite(
     offset: int = 0,
     reader: Reader | None = None,
     prompt: Prompt | None = None,
+    trust_remote_code: bool = False,
 ) -> Suite:
     """Load the union of suites; a capability that two names share is one column.
 
@@ -65,12 +66,13 @@ def load_suite(
         offset: Items per task that are passed over.
         reader: The way to read of another family than decoders.
         prompt: What stands before every item; by default what the tasks say (few-shot examples, where they have some).
+        trust_remote_code: Let the files of a folder name Python functions to run, and include files outside of it.
 
     Raises:
         UsageError: if a name means nothing (the nearest is named), data are missing (task, folder and split
             are named), a task has no item after ``offset``, or cannot take the prompt.
     """
-    catalogue = Catalogue(data_dir)
+    catalogue = Catalogue(data_dir, trust_remote_code=trust_remote_code)
     columns: dict[str, TaskGroup] = {}
     for name in names:
         columns.update({column.name: column for column in catalogue.load(name) if column.name not in columns})

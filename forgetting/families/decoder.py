@@ -42,7 +42,7 @@ class Decoder(Family):
 
     def capabilities(self, config: EvaluationConfig, pretraining: PretrainingText) -> Suite:
         """The suites."""
-        return text_suite(config)
+        return text_suite(config, trust_remote_code=self.base.trust_remote_code)
 
     def drift(self, config: EvaluationConfig, pretraining: PretrainingText, max_length: int) -> DriftMeter:
         """Of the next token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -85,10 +85,14 @@ class DiagonalFisher:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get("about", "{}"))
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is not a whole safetensors file ({error})") from None
-        if about.get("format") != FORMAT or about.get("estimator") not in ESTIMATORS:
+        except (SafetensorError, OSError, ValueError, RecursionError, MemoryError) as error:
+            problem = " ".join(str(error).split())
+            raise ValueError(f"{str(path)!r} is not a whole safetensors file ({problem})") from None
+        if not _describes(about):
             raise ValueError(f"{str(path)!r} is a safetensors file, but not one of a diagonal Fisher information")
+        for name, value in values.items():
+            if not value.is_floating_point() or not bool((value >= 0).all()) or bool(value.isinf().any()):
+                raise ValueError(f"{str(path)!r}: {name} is not a mean of squares: it needs finite numbers from 0 on")
         if model is not None:
             _check_fit(values, model, path)
         return cls(
@@ -98,6 +102,18 @@ class DiagonalFisher:
             tokens=about["tokens"],
             samples=about["samples"],
         )
+
+
+def _describes(about: Any) -> bool:
+    """Whether a file's metadata are what :meth:`DiagonalFisher.save` writes."""
+    if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("estimator") not in ESTIMATORS:
+        return False
+    counts = [about.get("examples"), about.get("tokens")]
+    if about["estimator"] == "sample":
+        counts.append(about.get("samples"))
+    elif about.get("samples") is not None:
+        return False
+    return all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
 
 
 def _check_fit(values: dict[str, Tensor], model: nn.Module, path: str | Path) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Options(BaseModel):
     """Options of a mitigation: typed fields with a description each; an unknown one is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any
 
 from forgetting.config import TaskConfig
 from forgetting.errors import UsageError, did_you_mean
-from forgetting.tasks.files import kind, parse_json, read_utf8
+from forgetting.tasks.files import kind, own_path, parse_json, read_utf8, shown
 from forgetting.tasks.task import Example
 from forgetting.tasks.text import Notes, RawSplits, checked_choices, example
 
@@ -33,7 +33,7 @@ Pairs = list[tuple[str, str]]
 
 def _paths(config: TaskConfig, validation_file: str | None) -> dict[str, Path]:
     """Where the splits lie; a split that is not there is left out, an unreadable one is found when it is read."""
-    train = Path(config.train).expanduser()
+    train = own_path(config.train, f"task {config.name!r}, train")
     paths = {"train": train}
     if train.is_dir():
         paths["train"] = train / "train.json"
@@ -45,7 +45,7 @@ def _paths(config: TaskConfig, validation_file: str | None) -> dict[str, Path]:
             paths["validation"] = train / validation_file
     for split, given in (("validation", config.validation), ("test", config.test)):
         if given is not None:
-            paths[split] = Path(given).expanduser()
+            paths[split] = own_path(given, f"task {config.name!r}, {split}")
     return paths
 
 
@@ -75,8 +75,11 @@ def _superni_pairs(path: Path, where: str, split: str, notes: Notes) -> Pairs:
     if not isinstance(value, dict) or "Instances" not in value:
         found = f"; its keys are {', '.join(map(str, value))}" if isinstance(value, dict) else f"; it is {kind(value)}"
         raise UsageError(f"{place}: has no 'Instances'{found}")
-    definition = value.get("Definition", [])
-    definition = definition if isinstance(definition, str) else " ".join(part for part in definition or [] if part)
+    parts = value.get("Definition") or []
+    parts = [parts] if isinstance(parts, str) else parts
+    if not isinstance(parts, list) or not all(isinstance(part, str | None) for part in parts):
+        raise UsageError(f"{place}: 'Definition' is {shown(parts)}, not text or a list of texts")
+    definition = " ".join(part for part in parts if part)
     pairs: Pairs = []
     empty = several = 0
     for at, text, output in _items(value["Instances"], place, ("input", "output")):

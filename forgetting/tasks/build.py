@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from pathlib import Path
 
 from forgetting.config import TaskConfig
 from forgetting.errors import UsageError
 from forgetting.tasks.benchmarks import read_superni, read_trace
+from forgetting.tasks.files import own_path
 from forgetting.tasks.hub import read_hub
 from forgetting.tasks.images import read_images
 from forgetting.tasks.task import Example, Task
@@ -107,7 +107,7 @@ def _check_options(config: TaskConfig, where: str) -> None:
 
 
 def _same_file(first: str, second: str) -> bool:
-    return Path(first).expanduser().resolve() == Path(second).expanduser().resolve()
+    return own_path(first, "file").resolve() == own_path(second, "file").resolve()
 
 
 def _cut(examples: list[Example], count: int, seed: str, where: str) -> tuple[list[Example], list[Example]]:

@@ -42,6 +42,8 @@ def read_utf8(path: Path, where: str) -> str:
         raise UsageError(f"{name}: is a folder; give a file in it") from None
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a name with a null character
+        raise UsageError(f"{name}: is not the name of a file: {error}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -58,8 +60,28 @@ def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is not a JSON value; leave the row out or give a number")
 
 
+def own_path(text: str, where: str) -> Path:
+    """Return the path that a user wrote, ``~`` resolved.
+
+    Raises:
+        UsageError: naming ``where``, if it begins with the home folder of somebody who is not known here.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{where} {text!r}: {str(error).rstrip('.').lower()}; write the path out") from None
+
+
+def _lone_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def parse_json(text: str, where: str, *, line: int | None = None) -> Any:
-    """Parse JSON, strictly: NaN and Infinity are refused.
+    """Parse JSON, strictly: NaN and Infinity are refused, and halves of characters.
 
     Args:
         text: A whole document, or one line of a JSONL file.
@@ -67,11 +89,17 @@ def parse_json(text: str, where: str, *, line: int | None = None) -> Any:
         line: The line's number; where not given, it is taken from the parser.
 
     Raises:
-        UsageError: with the line number, if it is not JSON, holds NaN, or is nested absurdly deep.
+        UsageError: with the line number, if it is not JSON, holds NaN or an escaped half of a character (a lone
+            surrogate), or is nested absurdly deep.
     """
     at = f"{where}, line {line}" if line else where
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant)
+        if "\\u" in text and _lone_surrogate(value):
+            raise UsageError(f"{at}: holds half of a character (\\ud800 to \\udfff alone), which no text can hold")
+        return value
+    except UsageError:
+        raise
     except json.JSONDecodeError as error:
         at = at if line else f"{where}, line {error.lineno}"
         raise UsageError(f"{at}: not JSON: {error.msg} (column {error.colno})") from None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os.path
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting.config import TaskConfig
 from forgetting.errors import UsageError, did_you_mean
+from forgetting.hub import DAMAGED, advice, bound_waits, drop_damaged
+from forgetting.tasks.files import own_path
 from forgetting.tasks.text import RawSplits, rows_to_examples
 
 if TYPE_CHECKING:
@@ -34,11 +38,12 @@ def load_hub_dataset(source: str, subset: str | None, where: str) -> DatasetDict
         where: For messages.
 
     Raises:
-        UsageError: if the source does not exist, has no such subset, or cannot be read.
+        UsageError: if the source does not exist, has no such subset, cannot be read, or names files outside of it.
     """
-    from datasets import DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 
-    path = Path(source).expanduser()
+    path = own_path(source, where)
+    bound_waits()
     try:
         if path.is_file():
             if path.suffix.lower() not in _FILES:
@@ -47,24 +52,62 @@ def load_hub_dataset(source: str, subset: str | None, where: str) -> DatasetDict
                 )
             return load_dataset(_FILES[path.suffix.lower()], data_files={"train": str(path)})
         if path.is_dir() and (path / "dataset_dict.json").is_file():
+            for split in json.loads((path / "dataset_dict.json").read_bytes())["splits"]:
+                _check_saved(path, split, f"{where} {source!r}")
             return load_from_disk(str(path))
         if path.is_dir() and (path / "state.json").is_file():
+            _check_saved(path, ".", f"{where} {source!r}")
             return DatasetDict({"train": load_from_disk(str(path))})
         if not path.is_dir() and source.startswith((".", "/", "~")):
             raise UsageError(f"{where} {source!r}: no such file or folder")
-        return load_dataset(str(path) if path.is_dir() else source, name=subset)
+        place = str(path) if path.is_dir() else source
+        for files in (load_dataset_builder(place, name=subset).config.data_files or {}).values():
+            for file in files:
+                _check_inside(str(file), str(path.absolute()) if path.is_dir() else None, f"{where} {source!r}")
+        return load_dataset(place, name=subset)
     except UsageError:
         raise
     except Exception as error:  # datasets raises many kinds, of several libraries
         named = f" (subset {subset!r})" if subset else ""
-        place = "the folder" if path.is_dir() or path.is_file() else "neither a folder nor a data set of the hub"
-        raise UsageError(f"{where} {source!r}{named}: {place} that can be loaded: {one_line(error)}") from None
+        here = path.is_dir() or path.is_file()
+        place = "the folder" if here else "neither a folder nor a data set of the hub"
+        what = None if here else advice(error)
+        if not here and what is None and drop_damaged("datasets", source):
+            what = DAMAGED
+        raise UsageError(
+            f"{where} {source!r}{named}: {place} that can be loaded{f'; {what}' if what else ''}: {one_line(error)}"
+        ) from None
+
+
+def _check_inside(file: str, folder: str | None, where: str) -> None:
+    """Refuse a file that a data set's own description places elsewhere: outside the folder, or on this machine.
+
+    Links within a folder are followed: the hub's cache is made of them.
+    """
+    if folder is None:
+        inside = file.startswith("hf://")
+    else:
+        inside = os.path.normpath(os.path.join(folder, file)).startswith(os.path.join(os.path.normpath(folder), ""))
+    if not inside:
+        raise UsageError(f"{where}: its description names the file {file!r}, which is not part of it; leave it out")
+
+
+def _check_saved(folder: Path, split: str, where: str) -> None:
+    """The same for what ``save_to_disk`` wrote: the names of splits and of Arrow files."""
+    place = str(folder.absolute())
+    if split != ".":
+        _check_inside(split, place, where)
+    for file in json.loads((folder / split / "state.json").read_bytes())["_data_files"]:
+        _check_inside(os.path.join(split, file["filename"]), place, where)
 
 
 def _rows(dataset: Dataset, place: str, keep: list[int] | None) -> list[tuple[str, dict[str, Any]]]:
     chosen = range(len(dataset)) if keep is None else keep
     selected = dataset if keep is None else dataset.select(keep)
-    return [(f"{place}, row {number}", row) for number, row in zip(chosen, selected, strict=True)]
+    try:
+        return [(f"{place}, row {number}", row) for number, row in zip(chosen, selected, strict=True)]
+    except Exception as error:  # Arrow files are mapped, and read only here
+        raise UsageError(f"{place}: cannot be read: {one_line(error)}") from None
 
 
 def read_hub(config: TaskConfig) -> RawSplits:

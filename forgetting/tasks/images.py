@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from zipfile import BadZipFile
-
 import numpy as np
 
 from forgetting.config import TaskConfig
 from forgetting.errors import UsageError
+from forgetting.tasks.files import own_path
 from forgetting.tasks.task import Example, Image
 from forgetting.tasks.text import RawSplits
+
+
+MOST_CLASSES = 100_000
+"""Labels count classes: a larger one is another kind of number."""
 
 
 def load_images(path: str, where: str, classes: Sequence[str] | None = None) -> list[Example]:
@@ -28,19 +30,22 @@ def load_images(path: str, where: str, classes: Sequence[str] | None = None) -> 
     Raises:
         UsageError: if the file is missing, or holds something else.
     """
-    file = Path(path).expanduser()
+    file = own_path(path, where)
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
-    except (OSError, KeyError, ValueError, BadZipFile, AttributeError) as error:
-        problem = " ".join(str(error).split())
+    except Exception as error:  # of zip, zlib, numpy's header and what it asks of the memory
+        problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(f"{where}: {path!r} is not an npz file with images and labels ({problem})") from None
     fits = images.dtype == np.uint8 and images.ndim in (3, 4) and labels.shape == images.shape[:1] and len(images)
+    fits = fits and images.size > 0
     if not fits or labels.dtype.kind not in "iu":
         raise UsageError(
             f"{where}: {path!r} has images {images.dtype} {images.shape} and labels {labels.dtype} {labels.shape}; "
             "give uint8 (N, H, W) or (N, H, W, channels), and integers (N,)"
         )
+    if int(labels.max()) >= MOST_CLASSES:
+        raise UsageError(f"{where}: {path!r} has label {int(labels.max())}; give labels below {MOST_CLASSES}")
     names = [str(i) for i in range(int(labels.max()) + 1)] if classes is None else list(classes)
     if labels.min() < 0 or labels.max() >= len(names):
         wrong = int(labels.min() if labels.min() < 0 else labels.max())

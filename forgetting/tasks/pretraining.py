@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from forgetting.config import PretrainingConfig
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.models import EMBEDDED
-from forgetting.tasks.files import json_lines, kind, read_utf8
+from forgetting.tasks.files import json_lines, kind, own_path, read_utf8
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +133,7 @@ def _split(
 def _held_out(
     path: str, name: str, used: set[str], config: PretrainingConfig, notes: dict[str, int | str]
 ) -> list[str]:
-    found = _read_file(Path(path).expanduser(), "pretraining.held_out")
+    found = _read_file(own_path(path, "pretraining.held_out"), "pretraining.held_out")
     documents = list(dict.fromkeys(found))
     kept = [document for document in documents if document not in used]
     if len(kept) < len(documents):
@@ -150,7 +150,7 @@ def read_documents(source: str, where: str, limit: int) -> list[str]:
     Raises:
         UsageError: naming ``where`` and what would be valid.
     """
-    path = Path(source).expanduser()
+    path = own_path(source, where)
     looks_like_file = source.startswith((".", "/", "~")) or path.suffix in (".txt", ".text", ".md", ".jsonl")
     if path.is_file() or (looks_like_file and not path.is_dir()):
         return _read_file(path, where)
@@ -183,16 +183,19 @@ def _documents(row: dict[str, Any], place: str) -> list[str]:
 def _stream_hub(source: str, where: str, limit: int) -> list[str]:
     from datasets import load_dataset
 
+    from forgetting.hub import advice, bound_waits
     from forgetting.tasks.hub import one_line
 
+    bound_waits()
     name, _, subset = source.partition(":")
     try:
         stream = load_dataset(name, name=subset or None, split="train", streaming=True)
         rows = list(islice(iter(stream), limit))
     except Exception as error:  # datasets raises many kinds, of several libraries
+        what = advice(error)
         raise UsageError(
             f"{where}: {source!r} is not 'micro', 'self', a text or JSONL file, or a hub data set that can be "
-            f"loaded: {one_line(error)}"
+            f"loaded{f'; {what}' if what else ''}: {one_line(error)}"
         ) from None
     places: Iterable[tuple[str, Any]] = ((f"{where}: {source!r}, row {i}", row) for i, row in enumerate(rows))
     return [document for place, row in places for document in _documents(row, place)]

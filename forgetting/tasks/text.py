@@ -10,12 +10,11 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from forgetting.config import TaskConfig
 from forgetting.errors import UsageError, did_you_mean
-from forgetting.tasks.files import json_lines, kind, shown
+from forgetting.tasks.files import json_lines, kind, own_path, shown
 from forgetting.tasks.task import Example
 
 Notes = dict[str, int | str]
@@ -174,7 +173,8 @@ def read_jsonl(config: TaskConfig) -> RawSplits:
     def read(split: str, path: str | None) -> list[Example] | None:
         if path is None:
             return None
-        rows = json_lines(Path(path).expanduser(), f"task {config.name!r}, {split}")
+        where = f"task {config.name!r}, {split}"
+        rows = json_lines(own_path(path, where), where)
         return rows_to_examples(rows, config, labels=config.labels)
 
     train = read("train", config.train)

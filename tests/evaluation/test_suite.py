@@ -129,7 +129,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def suite(folder: Path) -> Suite:
-    return load_suite([str(folder)])
+    return load_suite([str(folder)], trust_remote_code=True)
 
 
 def lm_eval_results(model: Any, tokenizer: Any, names: list[str], path: Path, limit: int | None = None) -> Any:
@@ -183,7 +183,7 @@ def test_scoring_again_another_model_and_other_batches_change_nothing(suite: Sui
 
 
 def test_limit_keeps_the_first_items(folder: Path, suite: Suite) -> None:
-    few = load_suite([str(folder)], limit=5)
+    few = load_suite([str(folder)], trust_remote_code=True, limit=5)
     assert {info.n for info in few.capabilities()} == {5}
     whole = suite.evaluate(MODEL, TOKENIZER)["choice"].items
     assert few.evaluate(MODEL, TOKENIZER)["choice"].items == whole[:5]
@@ -191,17 +191,17 @@ def test_limit_keeps_the_first_items(folder: Path, suite: Suite) -> None:
 
 def test_offset_passes_over_the_first_items(folder: Path, suite: Suite) -> None:
     whole = suite.evaluate(MODEL, TOKENIZER)["choice"].items
-    assert load_suite([str(folder)], limit=3, offset=2).evaluate(MODEL, TOKENIZER)["choice"].items == whole[2:5]
-    assert load_suite([str(folder)], offset=2).evaluate(MODEL, TOKENIZER)["choice"].items == whole[2:]
+    assert load_suite([str(folder)], trust_remote_code=True, limit=3, offset=2).evaluate(MODEL, TOKENIZER)["choice"].items == whole[2:5]
+    assert load_suite([str(folder)], trust_remote_code=True, offset=2).evaluate(MODEL, TOKENIZER)["choice"].items == whole[2:]
     with pytest.raises(UsageError, match=r"evaluation.offset 10000: task .* has \d+ items"):
-        load_suite([str(folder)], offset=10_000)
+        load_suite([str(folder)], trust_remote_code=True, offset=10_000)
 
 
 def test_nothing_is_printed_or_logged(
     folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="lm_eval")
-    load_suite([str(folder)]).evaluate(MODEL, TOKENIZER)
+    load_suite([str(folder)], trust_remote_code=True).evaluate(MODEL, TOKENIZER)
     printed = capfd.readouterr()
     assert printed.out == printed.err == ""
     assert not [record for record in caplog.records if record.name.startswith("lm_eval")]
@@ -270,7 +270,7 @@ def test_a_group_is_one_column_and_a_tag_a_column_per_task(tmp_path: Path, folde
     suite = Suite([_Capability(group)])
     (info,) = suite.capabilities()
     assert (info.name, info.n, info.version) == ("both", 24, "7")
-    parts = load_suite([str(folder)]).evaluate(MODEL, TOKENIZER)
+    parts = load_suite([str(folder)], trust_remote_code=True).evaluate(MODEL, TOKENIZER)
     score = suite.evaluate(MODEL, TOKENIZER)["both"]
     assert score.items == parts["declared"].items + parts["choice"].items
     assert score.value == pytest.approx(sum(score.items) / 24)
