@@ -34,7 +34,7 @@ def advice(error: BaseException) -> str | None:
     def any_is(*kinds: type[BaseException]) -> bool:
         return any(isinstance(each, kinds) for each in chain)
 
-    if any_is(errors.GatedRepoError):
+    if any_is(errors.GatedRepoError) or any("is a gated dataset" in str(each) for each in chain):
         return "the hub refuses it; accept its terms on its page and log in (hf auth login)"
     if any_is(errors.RepositoryNotFoundError) or any(type(each).__name__ == "DatasetNotFoundError" for each in chain):
         return "the hub has none of that name, or a private one; check the name, or log in (hf auth login)"
@@ -44,7 +44,11 @@ def advice(error: BaseException) -> str | None:
     if any(code >= 500 for code in status):
         return f"the hub failed (status {next(code for code in status if code >= 500)}); try again later"
     broken = any("onsistency check failed" in str(each) for each in chain)
-    if broken or any_is(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) or any(map(_in_transport, chain)):
+    if (
+        broken
+        or any_is(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+        or any(map(_in_transport, chain))
+    ):
         return "the hub did not answer, or not in full; try again, what came whole is kept"
     return None
 

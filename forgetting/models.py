@@ -221,6 +221,11 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     except Exception as error:
         problem = " ".join(str(error).split())
         shown = problem if len(problem) <= 160 else problem[:157] + "..."
+        if "contains custom code" in problem:
+            raise UsageError(
+                f"model {name!r}: needs code that came with it; where you have read it and trust it, "
+                "set trust_remote_code (--trust-remote-code)"
+            ) from None
         if local:
             raise UsageError(f"model {name!r}: the folder cannot be loaded: {shown}") from None
         from forgetting.hub import DAMAGED, advice, drop_damaged, holds_pickles_only
@@ -230,8 +235,8 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
             what = DAMAGED
         if what is None and holds_pickles_only(name):
             raise UsageError(
-                f"model {name!r}: has no safetensors on the hub, and pickled weights can run code; convert it where you "
-                f"trust it: AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(folder), and give that folder"
+                f"model {name!r}: has no safetensors on the hub, and pickled weights can run code; convert it where "
+                f"you trust it: AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(folder), and give it"
             ) from None
         hint = f"; {what}" if what else did_you_mean(name, EMBEDDED)
         raise UsageError(f"model {name!r}: no such folder, and the hub gave nothing{hint}: {shown}") from None

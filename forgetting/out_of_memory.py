@@ -9,7 +9,8 @@ from forgetting.errors import UsageError
 from forgetting.tasks.encode import IGNORED
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
     from forgetting.mitigations import Mitigation
 
@@ -30,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free() -> None:
-    """Give back to the GPU what a pass that was cut short left behind; the CPU's memory went with the last reference."""
+    """Give back to the GPU what a pass that was cut short left; the CPU's memory went with the last reference."""
     import torch
 
     if torch.cuda.is_available():
@@ -58,7 +59,7 @@ def predicted(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORED).sum())
 
 
-def why_whole(model: nn.Module, mitigation: Mitigation, processes: int) -> str | None:
+def why_whole(model: PreTrainedModel, mitigation: Mitigation, processes: int) -> str | None:
     """Say why a batch must not be split, or ``None`` where its parts give the same gradient.
 
     Args:

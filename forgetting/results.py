@@ -255,8 +255,8 @@ def read_record(path: Path, run_id: str | None = None) -> RunRecord:
         raise UsageError(
             f"result {str(path)!r}: schema_version = {record.schema_version}; this version reads {SCHEMA_VERSION}"
         )
-    if found := _contradiction(record, run_id or record.run_id):
-        raise UsageError(f"result {str(path)!r}: {found}; it was changed, delete it to run it again")
+    if (wrong := _contradiction(record, run_id or record.run_id)) is not None:
+        raise UsageError(f"result {str(path)!r}: {wrong}; it was changed, delete it to run it again")
     return record
 
 

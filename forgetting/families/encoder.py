@@ -79,7 +79,9 @@ class Encoder(Family):
         from forgetting.evaluation.pseudo_likelihood import PseudoReader
         from forgetting.families.decoder import text_suite
 
-        return text_suite(config, reader=PseudoReader(self.labels.outputs), trust_remote_code=self.base.trust_remote_code)
+        return text_suite(
+            config, reader=PseudoReader(self.labels.outputs), trust_remote_code=self.base.trust_remote_code
+        )
 
     def drift(self, config: EvaluationConfig, pretraining: PretrainingText, max_length: int) -> FeatureDrift:
         """Of masked tokens."""

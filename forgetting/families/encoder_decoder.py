@@ -59,7 +59,9 @@ class EncoderDecoder(Family):
         from forgetting.evaluation.text_to_text import TextToTextReader
         from forgetting.families.decoder import text_suite
 
-        return text_suite(config, reader=TextToTextReader(self.base.model.config), trust_remote_code=self.base.trust_remote_code)
+        return text_suite(
+            config, reader=TextToTextReader(self.base.model.config), trust_remote_code=self.base.trust_remote_code
+        )
 
     def drift(self, config: EvaluationConfig, pretraining: PretrainingText, max_length: int) -> FeatureDrift:
         """Of the rest of each text, its beginning given."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import numpy as np
 
 from forgetting.config import TaskConfig
@@ -10,7 +11,6 @@ from forgetting.errors import UsageError
 from forgetting.tasks.files import own_path
 from forgetting.tasks.task import Example, Image
 from forgetting.tasks.text import RawSplits
-
 
 MOST_CLASSES = 100_000
 """Labels count classes: a larger one is another kind of number."""

@@ -191,8 +191,14 @@ def test_limit_keeps_the_first_items(folder: Path, suite: Suite) -> None:
 
 def test_offset_passes_over_the_first_items(folder: Path, suite: Suite) -> None:
     whole = suite.evaluate(MODEL, TOKENIZER)["choice"].items
-    assert load_suite([str(folder)], trust_remote_code=True, limit=3, offset=2).evaluate(MODEL, TOKENIZER)["choice"].items == whole[2:5]
-    assert load_suite([str(folder)], trust_remote_code=True, offset=2).evaluate(MODEL, TOKENIZER)["choice"].items == whole[2:]
+    assert (
+        load_suite([str(folder)], trust_remote_code=True, limit=3, offset=2).evaluate(MODEL, TOKENIZER)["choice"].items
+        == whole[2:5]
+    )
+    assert (
+        load_suite([str(folder)], trust_remote_code=True, offset=2).evaluate(MODEL, TOKENIZER)["choice"].items
+        == whole[2:]
+    )
     with pytest.raises(UsageError, match=r"evaluation.offset 10000: task .* has \d+ items"):
         load_suite([str(folder)], trust_remote_code=True, offset=10_000)
 

@@ -29,8 +29,15 @@ from forgetting.tasks.build import load_task
 from forgetting.trainer import training_arguments
 
 CONFIGURATIONS = (
-    StudyConfig, RunConfig, SequenceConfig, TaskConfig, ColumnMapping, TrainingConfig, EvaluationConfig, PretrainingConfig
-)  # fmt: skip
+    StudyConfig,
+    RunConfig,
+    SequenceConfig,
+    TaskConfig,
+    ColumnMapping,
+    TrainingConfig,
+    EvaluationConfig,
+    PretrainingConfig,
+)
 
 
 @pytest.fixture
@@ -65,20 +72,31 @@ def test_a_run_reads_every_field(tmp_path: Path, reads: set[tuple[str, str]], mo
     assert record.status == "finished"
     run_module._setting.cache_clear()
     load_task(TaskConfig.model_validate({**task, "format": "hub"}))  # its own fields: subset, train_split, labels
-    known = {(configuration.__name__, field) for configuration in CONFIGURATIONS for field in configuration.model_fields}
+    known = {
+        (configuration.__name__, field) for configuration in CONFIGURATIONS for field in configuration.model_fields
+    }
     # A study's fields become its runs': those of a run are what counts.
     handed_on = {("StudyConfig", field) for field in StudyConfig.model_fields if field in RunConfig.model_fields}
+    handed_on.add(("StudyConfig", "name"))  # the command line's folder and the report's title: their own tests
     assert known - reads - handed_on == set()
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("learning_rate", 0.5), ("steps", 7), ("batch_size", 3), ("gradient_accumulation", 2), ("scheduler", "linear"),
-        ("warmup", 0.5), ("weight_decay", 0.5), ("max_grad_norm", 3.0), ("precision", "bf16"),
-        ("gradient_checkpointing", True), ("epochs", 3.0),
+        ("learning_rate", 0.5),
+        ("steps", 7),
+        ("batch_size", 3),
+        ("gradient_accumulation", 2),
+        ("scheduler", "cosine"),
+        ("warmup", 0.5),
+        ("weight_decay", 0.5),
+        ("max_grad_norm", 3.0),
+        ("precision", "bf16"),
+        ("gradient_checkpointing", True),
+        ("epochs", 3.0),
     ],
-)  # fmt: skip
+)
 def test_a_training_option_changes_what_the_trainer_is_told(field: str, value: object, tmp_path: Path) -> None:
     known = {*TrainingConfig.model_fields} - {"max_length", "packing"}  # of the features: tests/tasks/test_encode.py
     assert field in known and getattr(TrainingConfig(), field) != value

@@ -88,9 +88,28 @@ def test_study_files(pieces: list[str], damage: bytes, which: bool) -> None:
         check_study(values)
 
 
-FLAGS = ("--set", "--mitigation", "--model", "--sequence", "--data", "--suite", "--pretraining", "--name", "--steps",
-         "--learning-rate", "--seeds", "--epochs", "--limit", "--output", "--data-dir", "--hours", "--workers")  # fmt: skip
-KEYS = st.sampled_from(["training.steps", "training", "sequence.tasks", "evaluation.suite", "a.b", "", ".", "name", "x"])
+FLAGS = (
+    "--set",
+    "--mitigation",
+    "--model",
+    "--sequence",
+    "--data",
+    "--suite",
+    "--pretraining",
+    "--name",
+    "--steps",
+    "--learning-rate",
+    "--seeds",
+    "--epochs",
+    "--limit",
+    "--output",
+    "--data-dir",
+    "--hours",
+    "--workers",
+)
+KEYS = st.sampled_from(
+    ["training.steps", "training", "sequence.tasks", "evaluation.suite", "a.b", "", ".", "name", "x"]
+)
 
 
 @fuzz(
@@ -128,9 +147,15 @@ def mitigations(draw: st.DrawFn) -> str:
         options = []
         for _ in range(draw(st.integers(0, 3))):
             key = draw(st.sampled_from([*get_mitigation(name).Options.model_fields, "x", ""]))
-            value = draw(NASTY.map(str) | st.sampled_from(["0", "1", "0.5", "2", "true", "both", "0|1", "1|x", "|", "=", "a=b"]))
+            value = draw(
+                NASTY.map(str) | st.sampled_from(["0", "1", "0.5", "2", "true", "both", "0|1", "1|x", "|", "=", "a=b"])
+            )
             options.append(f"{key}={value}")
-        parts.append(name + draw(st.sampled_from(["", ":"])) + ",".join(options) if not options else f"{name}:{','.join(options)}")
+        parts.append(
+            name + draw(st.sampled_from(["", ":"])) + ",".join(options)
+            if not options
+            else f"{name}:{','.join(options)}"
+        )
     return draw(st.sampled_from(["+", " + ", "++"])).join(parts)
 
 
@@ -167,7 +192,9 @@ def lines(draw: st.DrawFn) -> bytes:
 
 def check_task(name: str, content: bytes, options: dict[str, Any], form: str) -> None:
     path = written(name, content)
-    task = clean(lambda: load_task(TaskConfig.model_validate({"name": "t", "train": str(path), "format": form, **options})))
+    task = clean(
+        lambda: load_task(TaskConfig.model_validate({"name": "t", "train": str(path), "format": form, **options}))
+    )
     if task is not None:
         assert isinstance(task, Task)
         for example in (*task.train, *task.test):  # whatever was taken can be tokenised and stored
@@ -252,7 +279,12 @@ INDEX = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-
 MODEL = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4}
 
 
-@fuzz(120, config=changed(MODEL).map(as_json), index=st.none() | changed(INDEX).map(as_json), weights=st.binary(max_size=30))
+@fuzz(
+    120,
+    config=changed(MODEL).map(as_json),
+    index=st.none() | changed(INDEX).map(as_json),
+    weights=st.binary(max_size=30),
+)
 def test_model_folders(config: str, index: str | None, weights: bytes) -> None:
     for name in ("config.json", "model.safetensors", "model-1.safetensors", "model-2.safetensors"):
         written(f"model/{name}", config if name == "config.json" else weights)
@@ -268,7 +300,9 @@ GOOD_FISHER = FISHER.read_bytes()
 ABOUT = {"format": "forgetting.diagonal_fisher", "estimator": "sample", "samples": 1, "examples": 4, "tokens": 40}
 
 
-@fuzz(150, damage=st.none() | damaged(GOOD_FISHER), about=changed(ABOUT), value=st.sampled_from([1.0, -1.0, float("nan")]))
+@fuzz(
+    150, damage=st.none() | damaged(GOOD_FISHER), about=changed(ABOUT), value=st.sampled_from([1.0, -1.0, float("nan")])
+)
 def test_fisher_files(damage: bytes | None, about: Any, value: float) -> None:
     from safetensors.torch import save_file
 
@@ -286,7 +320,11 @@ def test_fisher_files(damage: bytes | None, about: Any, value: float) -> None:
 TASK = "task: mine\ndataset_path: json\noutput_type: multiple_choice\ndoc_to_text: '{{q}}'\ninclude: base.yaml\n"
 
 
-@fuzz(100, pieces=st.lists(FRAGMENTS | st.sampled_from(TASK.splitlines(keepends=True)), max_size=8), damage=damaged(TASK.encode()))
+@fuzz(
+    100,
+    pieces=st.lists(FRAGMENTS | st.sampled_from(TASK.splitlines(keepends=True)), max_size=8),
+    damage=damaged(TASK.encode()),
+)
 def test_lm_eval_folders(pieces: list[str], damage: bytes) -> None:
     for content in ("".join(pieces), damage):
         path = written("suite/task.yaml", content)

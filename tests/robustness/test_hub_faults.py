@@ -56,7 +56,9 @@ def test_a_failing_hub_is_one_line_and_a_second_try_is_whole(
 @pytest.mark.parametrize("kind", ["models", "datasets"])
 def test_a_name_that_the_hub_does_not_have(tries: dict[str, Any], kind: str) -> None:
     for answer in tries[f"{kind} absent"]:
-        assert "'some/absent'" in answer["error"] and "the hub has none of that name, or a private one" in answer["error"]
+        assert (
+            "'some/absent'" in answer["error"] and "the hub has none of that name, or a private one" in answer["error"]
+        )
 
 
 def test_a_model_that_holds_pickles_only_is_refused_with_the_conversion(tries: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import ast
 import json
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,22 +25,44 @@ ROOT = Path(forgetting.__file__).parent
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
 def calls(path: Path) -> list[tuple[int, str, ast.Call]]:
     """Every call in a file: its line, the dotted name that is called, the call."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            found.append((node.lineno, ast.unparse(node.func), node))
-    return found
+    return [(node.lineno, ast.unparse(node.func), node) for node in nodes(path) if isinstance(node, ast.Call)]
 
 
 def keywords(call: ast.Call) -> dict[str | None, str]:
     return {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
 
 
-RUNS_CODE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "pickle.load", "pickle.loads",
-             "dill.load", "joblib.load", "marshal.loads", "shelve.open", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load",
-             "pd.read_pickle", "pandas.read_pickle", "np.fromfile", "torch.hub.load", "torch.jit.load"}  # fmt: skip
+RUNS_CODE = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "pickle.load",
+    "pickle.loads",
+    "dill.load",
+    "joblib.load",
+    "marshal.loads",
+    "shelve.open",
+    "yaml.load_all",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "pd.read_pickle",
+    "pandas.read_pickle",
+    "np.fromfile",
+    "torch.hub.load",
+    "torch.jit.load",
+}
 MODULES = {"pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 
 
@@ -58,7 +81,7 @@ def test_the_package_calls_nothing_that_unpickles_or_evaluates() -> None:
                 assert keywords(call)["trust_remote_code"] == "trust_remote_code", where
         imported = {
             alias.name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for node in nodes(path)
             if isinstance(node, ast.Import | ast.ImportFrom)
             for alias in ([ast.alias(node.module or "")] if isinstance(node, ast.ImportFrom) else node.names)
         }
@@ -72,7 +95,9 @@ def test_models_are_read_from_safetensors_alone() -> None:
 
 def test_python_files_that_are_run_are_those_that_the_user_named() -> None:
     places = [(path.name, name) for path in SOURCES for _, name, _ in calls(path) if name.endswith("exec_module")]
-    assert set(places) <= {("__init__.py", "spec.loader.exec_module"), ("studies.py", "spec.loader.exec_module")}, places
+    assert set(places) <= {("__init__.py", "spec.loader.exec_module"), ("studies.py", "spec.loader.exec_module")}, (
+        places
+    )
 
 
 # --- model folders --------------------------------------------------------------------------------------------------
@@ -179,7 +204,9 @@ def test_files_that_include_each_other_end(tmp_path: Path) -> None:
     check_task_folder(tmp_path)
 
 
-@pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__ }}", "{{ q.__init__.__globals__ }}", "{{ cycler.__init__ }}"])
+@pytest.mark.parametrize(
+    "template", ["{{ ''.__class__.__mro__ }}", "{{ q.__init__.__globals__ }}", "{{ cycler.__init__ }}"]
+)
 def test_templates_of_tasks_reach_no_python(template: str) -> None:
     from jinja2.exceptions import SecurityError
     from lm_eval import utils
@@ -233,12 +260,12 @@ MARK = "document.title='it-ran'"
 HOSTILE = (
     f"<script>{MARK}</script>",
     f"</title></style></pre></td></table><script>{MARK}</script>",
-    f"<img src=x onerror=\"{MARK}\">",
-    f"\"><svg onload=\"{MARK}\">",
+    f'<img src=x onerror="{MARK}">',
+    f'"><svg onload="{MARK}">',
     f"' autofocus onfocus=\"{MARK}\" x='",
-    f"<iframe srcdoc=\"<script>parent.{MARK}</script>\"></iframe>",
-    f"<a href=\"javascript:{MARK}\">x</a>",
-    f"<meta http-equiv=refresh content=\"0;url=javascript:{MARK}\">",
+    f'<iframe srcdoc="<script>parent.{MARK}</script>"></iframe>',
+    f'<a href="javascript:{MARK}">x</a>',
+    f'<meta http-equiv=refresh content="0;url=javascript:{MARK}">',
     "{{ ''.__class__ }}{% for x in range(9) %}TEMPLATE{% endfor %}${7*7}",
     "]]>--><!--",
 )
@@ -270,13 +297,24 @@ def test_no_script_of_what_models_and_data_wrote_runs_in_a_browser(tmp_path: Pat
     shown = []
     for path in (control, page):
         done = subprocess.run(
-            [str(CHROME), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom", path.as_uri()],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
+            [
+                str(CHROME),
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--virtual-time-budget=2000",
+                "--dump-dom",
+                path.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
         shown.append(done.stdout)
     assert "<title>it-ran</title>" in shown[0]  # the browser runs scripts
     title = shown[1].split("<title>")[1].split("</title>")[0]
     assert title == "a-study · forgetting" and "it-ran</title>" not in shown[1]
     assert "<script" not in shown[1] and "TEMPLATETEMPLATE" not in shown[1] and "&lt;script&gt;" in shown[1]
-
