@@ -27,7 +27,7 @@ def advice(error: BaseException) -> str | None:
     Args:
         error: As transformers or datasets raised it; what it came from is looked at too.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     chain = list(_chain(error))
 
@@ -38,17 +38,14 @@ def advice(error: BaseException) -> str | None:
         return "the hub refuses it; accept its terms on its page and log in (hf auth login)"
     if any_is(errors.RepositoryNotFoundError) or any(type(each).__name__ == "DatasetNotFoundError" for each in chain):
         return "the hub has none of that name, or a private one; check the name, or log in (hf auth login)"
-    if any_is(errors.OfflineModeIsEnabled):
+    unanswered = any_is(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    if any_is(errors.OfflineModeIsEnabled) or (unanswered and constants.HF_HUB_OFFLINE):
         return "HF_HUB_OFFLINE is set, and it is not in the cache; unset it, or download it first"
     status = [each.response.status_code for each in chain if isinstance(each, errors.HfHubHTTPError)]
     if any(code >= 500 for code in status):
         return f"the hub failed (status {next(code for code in status if code >= 500)}); try again later"
     broken = any("onsistency check failed" in str(each) for each in chain)
-    if (
-        broken
-        or any_is(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-        or any(map(_in_transport, chain))
-    ):
+    if broken or unanswered or any(map(_in_transport, chain)):
         return "the hub did not answer, or not in full; try again, what came whole is kept"
     return None
 

@@ -238,7 +238,8 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
                 f"model {name!r}: has no safetensors on the hub, and pickled weights can run code; convert it where "
                 f"you trust it: AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(folder), and give it"
             ) from None
-        hint = f"; {what}" if what else did_you_mean(name, EMBEDDED)
+        near = did_you_mean(name, EMBEDDED)
+        hint = near if "did you mean" in near or what is None else f"; {what}"
         raise UsageError(f"model {name!r}: no such folder, and the hub gave nothing{hint}: {shown}") from None
     model, info = loaded  # a pair, with output_loading_info
     if info["missing_keys"]:

@@ -14,7 +14,8 @@ from forgetting.config import TrainingConfig
 from forgetting.errors import UsageError
 from forgetting.mitigations import Mitigation, build_mitigation
 from forgetting.out_of_memory import in_parts, is_out_of_memory, why_whole
-from forgetting.study import run_study
+from forgetting.results import ResultStore
+from forgetting.study import _seconds_per_step, run_study
 from forgetting.tasks.encode import ExampleDataset, encode_examples
 from forgetting.tasks.task import Example
 from forgetting.trainer import ContinualTrainer, training_arguments
@@ -217,7 +218,7 @@ def test_a_run_that_had_to_split_says_so_in_its_record(tmp_path: Path, monkeypat
     real = LlamaModel.forward
 
     def forward(self: Any, input_ids: torch.Tensor, **keywords: Any) -> Any:
-        if torch.is_grad_enabled() and len(input_ids) > 3:
+        if self.training and len(input_ids) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(self, input_ids, **keywords)
 
@@ -227,4 +228,15 @@ def test_a_run_that_had_to_split_says_so_in_its_record(tmp_path: Path, monkeypat
     assert [cost.split_to for cost in plain.cost.tasks] == [None] and [c.split_to for c in split.cost.tasks] == [2]
     losses = [[loss for _, loss in record.cost.tasks[0].log] for record in (plain, split)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    monkeypatch.setattr(
+        LlamaModel, "forward", lambda self, input_ids, **keywords: fits(real, self, input_ids, keywords)
+    )
+    setting = run_module.prepare(config.runs()[0], ResultStore(tmp_path / "split"))
+    assert 0 < _seconds_per_step(setting, config.runs()[0]) < 600  # planning times what fits
     run_module._setting.cache_clear()
+
+
+def fits(real: Any, model: Any, input_ids: torch.Tensor, keywords: dict[str, Any]) -> Any:
+    if len(input_ids) > 3:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return real(model, input_ids, **keywords)

@@ -9,7 +9,7 @@ import pytest
 
 from forgetting.config import StudyConfig
 from forgetting.errors import UsageError
-from forgetting.results import ResultStore, Row, RunRecord, write_atomically
+from forgetting.results import CapabilityInfo, ResultStore, Row, RunRecord, TaskInfo, write_atomically
 
 
 @pytest.fixture
@@ -20,7 +20,10 @@ def study() -> StudyConfig:
 def _record(study: StudyConfig) -> RunRecord:
     run = study.runs()[0]
     row = Row(R=[0.1 + 0.2], G=[1 / 3], evaluation_seconds=1.0)
-    return RunRecord(run_id=run.run_id, study="s", config=run, config_hash=run.hash, rows=[row])
+    task = TaskInfo(name="a", metric="accuracy", chance=0.5, n_train=2, n_validation=1, n_test=2)
+    capability = CapabilityInfo(name="c", metric="acc", chance=0.5, n=1)
+    columns = {"tasks": [task], "capabilities": [capability]}
+    return RunRecord(run_id=run.run_id, study="s", config=run, config_hash=run.hash, rows=[row], **columns)
 
 
 def test_record_and_items_round_trip_exactly(tmp_path: Path, study: StudyConfig) -> None:

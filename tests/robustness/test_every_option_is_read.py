@@ -111,3 +111,8 @@ def test_every_option_of_every_mitigation_is_read_in_its_file_or_its_base() -> N
         for field in get_mitigation(name).Options.model_fields:
             wanted = (f"options.{field}", f'"{field}"', f"o.{field}")
             assert any(any(text in source for text in wanted) for source in sources.values()), f"{name}:{field}"
+
+
+def test_no_worker_can_draw_what_another_drew(tmp_path: Path) -> None:
+    """The data are encoded before training: the loader has no workers, whose generators could be equal."""
+    assert training_arguments(TrainingConfig(), seed=0, output=str(tmp_path)).dataloader_num_workers == 0

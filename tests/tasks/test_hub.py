@@ -118,6 +118,7 @@ def test_unreachable_hub_is_one_line(monkeypatch):
         raise ConnectionError("Couldn't reach\nthe Hub")
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("datasets.load_dataset_builder", refuse)
     with pytest.raises(UsageError) as error:
         load_task(config("owner/name", subset="en"))
     message = str(error.value)
