@@ -62,7 +62,7 @@ def check_study(values: Any) -> None:
         assert "/" not in run.run_id and run.hash in run.run_id
 
 
-@fuzz(500, values=changed(STUDY))
+@fuzz(300, values=changed(STUDY))
 def test_study_values(values: Any) -> None:
     if isinstance(values, dict):
         check_study(values)
@@ -113,7 +113,7 @@ KEYS = st.sampled_from(
 
 
 @fuzz(
-    150,
+    100,
     flags=st.lists(
         st.tuples(st.sampled_from(FLAGS), NASTY.map(str) | st.builds("{}={}".format, KEYS, VALUES)), max_size=4
     ),
@@ -201,7 +201,7 @@ def check_task(name: str, content: bytes, options: dict[str, Any], form: str) ->
             json.dumps([example.prompt, example.completion, example.choices], ensure_ascii=False).encode()
 
 
-@fuzz(350, content=lines(), options=st.sampled_from(OPTIONS))
+@fuzz(250, content=lines(), options=st.sampled_from(OPTIONS))
 def test_jsonl(content: bytes, options: dict[str, Any]) -> None:
     check_task("data.jsonl", content, options, "jsonl")
 
@@ -211,7 +211,7 @@ TRACE = [{"prompt": f"q{i}", "answer": "ab"[i % 2]} for i in range(12)]
 
 
 @fuzz(
-    250,
+    150,
     form=st.sampled_from(["superni", "trace"]),
     superni=changed(SUPERNI).map(as_json),
     trace=changed(TRACE).map(as_json),
