@@ -364,6 +364,7 @@ class ContinualTrainer(Trainer):
             "examples": self.examples,
             "truncated": self.truncated,
             "trained": self.trained,
+            "split_to": self.split_to,
         }
         state = json.dumps(asdict(self.state))
         self.checkpoints.save(self.state.global_step, training_state.gathered(tensors), values, state)
@@ -377,7 +378,7 @@ class ContinualTrainer(Trainer):
         training_state.put_back(self._trained, training_state.under("weights", tensors))
         self.losses, self.truncated = list(values["losses"]), values["truncated"]
         self.tokens, self.examples = Counter(values["tokens"]), Counter(values["examples"])
-        self.trained = values["trained"]
+        self.trained, self.split_to = values["trained"], values["split_to"]
         if self.checkpoints is not None:
             self.checkpoints.seconds_before = values["seconds"]
 
