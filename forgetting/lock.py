@@ -167,10 +167,14 @@ class StudyLock:
             "beat": self.beat,
             "beats": self._beats,
         }
-        with open(temporary, "w") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "w") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:  # a full disk: nothing is left behind
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary
 
     def _read(self, path: Path | None = None) -> dict[str, Any] | None:
