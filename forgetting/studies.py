@@ -2,8 +2,8 @@
 
 A study is one script in ``experiments/``, readable in one sitting. It defines ``STUDY``, and the same call runs it from
 its own command line and from ``forgetting study run NAME``. Of a study at a scale is kept, in
-``results/<name>/<scale>/``: a folder per grid (see ``results.py``), ``verdicts.json``, ``summary.csv`` and figures;
-all but the runs are made again from the runs alone.
+``results/<name>/<scale>/``: a folder per grid (see ``results.py``), ``measured`` (what needs weights, which runs do not
+keep), ``verdicts.json``, ``summary.csv`` and figures; all but runs and measurements are made again from these alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from forgetting import interruption
 from forgetting.errors import UsageError, did_you_mean
@@ -85,6 +85,23 @@ class Results:
         stored = self.store(grid).records() if grid in self.begun else ()
         return [record for record in stored if record.status == "finished"]
 
+    def measured_path(self, name: str) -> Path:
+        """The file of a measurement."""
+        return self.folder / "measured" / f"{name}.json"
+
+    def measured(self, name: str) -> dict[str, Any]:
+        """What was measured under a name.
+
+        Raises:
+            UsageError: if its file cannot be read.
+        """
+        path = self.measured_path(name)
+        try:
+            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path}: cannot be read ({error}); delete it to measure again") from None
+        return content
+
     @cached_property
     def missing(self) -> list[str]:
         """The planned runs that are not begun or not at their end: ``grid: mitigation, seed s``."""
@@ -120,6 +137,8 @@ class Study:
         draw: Figures from the runs, into a folder; called on whatever is finished.
         then: Further grids, which depend on what those of ``grids`` found (settings chosen on a tuning sequence);
             called once every run of those is finished. Until then theirs are not among the runs that are missing.
+        measure: Measurements by name, each a function that makes a JSON object; they are made once every run is
+            finished, such as what needs the tuned weights, and kept.
         unit: What was sampled, and so what intervals are over: seeds, three or more in every grid, or settings, forty
             or more grids of a run each (where verdicts count: at scales ``laptop`` and ``gpu``).
     """
@@ -130,6 +149,7 @@ class Study:
     conclude: Callable[[Results], list[Verdict]]
     draw: Callable[[Results, Path], None]
     then: Callable[[Scale, Results], dict[str, StudyConfig]] | None = None
+    measure: Callable[[Results], Mapping[str, Callable[[], dict[str, Any]]]] | None = None
     unit: Literal["seeds", "settings"] = "seeds"
 
     def results(self, root: Path, scale: Scale) -> Results:
@@ -138,6 +158,12 @@ class Study:
         if self.then is None or first.missing:
             return first
         return Results(first.folder, {**first.grids, **self.then(scale, first)})
+
+    def unmeasured(self, results: Results) -> dict[str, Callable[[], dict[str, Any]]]:
+        """The measurements that are still to be made; none before every run is finished."""
+        if self.measure is None or results.missing:
+            return {}
+        return {name: make for name, make in self.measure(results).items() if not results.measured_path(name).exists()}
 
 
 def run_grids(
@@ -182,7 +208,19 @@ def run_named(
         if grids and time.monotonic() < until:
             run_grids(grids, workers, until, launch)
             tried |= set(grids)
+    measure_missing(study, study.results(root, scale), until)
     return conclude(study, root, scale)
+
+
+def measure_missing(study: Study, results: Results, until: float = math.inf) -> None:
+    """Make what is missing of a study's measurements, one after another; none is begun after ``until`` (monotonic)."""
+    from forgetting.results import write_atomically
+
+    for name, make in study.unmeasured(results).items():
+        if time.monotonic() >= until:
+            return
+        content = json.dumps(make(), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(results.measured_path(name), content.encode())
 
 
 def conclude(study: Study, root: Path, scale: Scale) -> list[Verdict]:
@@ -200,8 +238,10 @@ def conclude(study: Study, root: Path, scale: Scale) -> list[Verdict]:
     for grid in results.begun:
         results.store(grid).check(results.grids[grid])
     failed = [line for line in results.failed if not line.startswith(f"{TUNING}:")]
-    if results.missing:
-        verdicts = [Verdict(claim.key, "not run", f"{len(results.missing)} runs are missing") for claim in study.claims]
+    unmeasured = [f"measured: {name}" for name in study.unmeasured(results)]
+    if results.missing or unmeasured:
+        what = f"{len(unmeasured)} measurements" if unmeasured else f"{len(results.missing)} runs"
+        verdicts = [Verdict(claim.key, "not run", f"{what} are missing") for claim in study.claims]
     elif failed:
         told_of = f"{len(failed)} runs failed, the first {failed[0]}"
         verdicts = [Verdict(claim.key, "undecided", told_of) for claim in study.claims]
@@ -218,7 +258,7 @@ def conclude(study: Study, root: Path, scale: Scale) -> list[Verdict]:
         "runs": sum(len(config.runs()) for config in results.grids.values()),
         "claims": [asdict(claim) for claim in study.claims],
         "verdicts": [asdict(verdict) for verdict in verdicts],
-        "missing": results.missing,
+        "missing": [*results.missing, *unmeasured],
         "failed": results.failed,
     }
     write_atomically(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from forgetting.errors import UsageError
@@ -17,6 +18,7 @@ from forgetting.models import layer_name, logits_before
 from forgetting.results import TextDrift
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from forgetting.fisher import DiagonalFisher
@@ -32,6 +34,24 @@ class _Windows:
 
     batches: list[tuple[torch.Tensor, torch.Tensor]]
     tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDrift:
+    """A text's N predicted tokens one by one, under the base model's distribution p and the tuned one's q.
+
+    Attributes:
+        kl: KL(p ‖ q) over the whole vocabulary, nats, (N,); in float32 it may lie a rounding error below 0.
+        log_p, log_q: Log-probability of the token that stands there, nats, (N,).
+        same_top: Whether both find the same token the most probable, (N,).
+        bytes: UTF-8 bytes of these tokens.
+    """
+
+    kl: NDArray[np.float64]
+    log_p: NDArray[np.float64]
+    log_q: NDArray[np.float64]
+    same_top: NDArray[np.bool_]
     bytes: int
 
 
@@ -92,12 +112,22 @@ class DriftMeter:
             the model answers: of answers of one token this is the KL of Shenfeld et al. 2025 (arXiv 2509.04259), who
             take it over answers drawn from the base model.
         """
+        texts = self._with_task(task)
+        with evaluating(self.base), evaluating(model):
+            return {name: self._measure(model, windows) for name, windows in texts.items()}
+
+    def tokens(self, model: PreTrainedModel, task: Sequence[Example] = ()) -> dict[str, TokenDrift]:
+        """Measure a model at every token; arguments and texts as in :meth:`measure`."""
+        texts = self._with_task(task)
+        with evaluating(self.base), evaluating(model):
+            return {name: self._tokens(model, windows) for name, windows in texts.items()}
+
+    def _with_task(self, task: Sequence[Example]) -> dict[str, _Windows]:
         texts = dict(self._texts)
         if task:
             texts["task_inputs"] = self._prepare([example.prompt for example in task])
             texts["task_answers"] = self._prepare_answers(task)
-        with evaluating(self.base), evaluating(model):
-            return {name: self._measure(model, windows) for name, windows in texts.items() if windows.tokens}
+        return {name: windows for name, windows in texts.items() if windows.tokens}
 
     def _measure(self, model: PreTrainedModel, windows: _Windows) -> TextDrift:
         sums = torch.zeros(4, dtype=torch.float64)  # ce, KL(p ‖ q), KL(q ‖ p), TV(p, q)
@@ -120,6 +150,20 @@ class DriftMeter:
             total_variation=total_variation,
             tokens=windows.tokens,
         )
+
+    def _tokens(self, model: PreTrainedModel, windows: _Windows) -> TokenDrift:
+        parts = []
+        for input_ids, predicted in windows.batches:
+            log_q = _log_probs(model, input_ids, predicted)
+            log_p = _log_probs(self.base, input_ids, predicted).to(log_q.device)
+            targets = input_ids[:, 1:][predicted].to(log_q.device)[:, None]
+            observed = [each.gather(1, targets)[:, 0].double() for each in (log_p, log_q)]
+            same = (log_p.argmax(-1) == log_q.argmax(-1)).double()
+            difference = log_p - log_q
+            kl = (log_p.exp_() * difference).sum(-1, dtype=torch.float64)
+            parts.append(torch.stack([kl, *observed, same]).cpu().numpy())
+        kl, log_p, log_q, same = np.concatenate(parts, axis=1)
+        return TokenDrift(kl, log_p, log_q, same.astype(np.bool_), windows.bytes)
 
     def _prepare(self, documents: Sequence[str]) -> _Windows:
         windows: list[tuple[list[int], int]] = []
