@@ -206,7 +206,9 @@ def _best(
 
     even, odd = ({name: score.half(half) for name, score in scores.items()} for half in (0, 1))
     if any(score.own.size < 1 or not all(score.suite.values()) for score in odd.values()):
-        raise UsageError("own task and suite: need two items each, one to choose an interpolation on, one to judge it on")
+        raise UsageError(
+            "own task and suite: need two items each, one to choose an interpolation on, one to judge it on"
+        )
     enough = even["tuned"].own.mean() - margin
     kept = {
         name: retained(even["base"].suite, even[name].suite, chance, level).mean
@@ -222,9 +224,7 @@ def _best(
     )
 
 
-def save_best(
-    change: Change, tokenizer: PreTrainedTokenizerBase, alpha: float, folder: str | Path
-) -> Path:
+def save_best(change: Change, tokenizer: PreTrainedTokenizerBase, alpha: float, folder: str | Path) -> Path:
     """Write base + α Δ as an ordinary model folder: configuration, safetensors and tokenizer.
 
     Args:

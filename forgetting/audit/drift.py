@@ -137,9 +137,7 @@ def audit_meter(
         )
     if not texts:
         raise UsageError("drift: no general text and no samples are given; give one of the two")
-    return DriftMeter(
-        base_model, tokenizer, texts, max_length=max_length, max_tokens=max_tokens, batch_size=batch_size
-    )
+    return DriftMeter(base_model, tokenizer, texts, max_length=max_length, max_tokens=max_tokens, batch_size=batch_size)
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, texts: Sequence[str] = ()) -> bool:

@@ -147,7 +147,9 @@ class Change:
             return between(self.base, self.tuned, edit.amount)
         if edit.kind == "revert":
             if unknown := set(edit.layers) - set(self.layers.values()):
-                raise ValueError(f"layers: {sorted(unknown)[0]!r} is none of {', '.join(dict.fromkeys(self.layers.values()))}")
+                raise ValueError(
+                    f"layers: {sorted(unknown)[0]!r} is none of {', '.join(dict.fromkeys(self.layers.values()))}"
+                )
             return {name: (self.base if self.layers[name] in edit.layers else self.tuned)[name] for name in self.base}
         if edit.kind == "rank":
             return self._truncated(int(edit.amount))
@@ -178,7 +180,9 @@ class Change:
         for name in self._linear():
             if name not in self._factors or self._factors[name][0].shape[1] < min(rank, *self.base[name].shape):
                 delta = self.tuned[name] - self.base[name]
-                u, s, v = torch.linalg.svd(delta if delta.dtype == torch.float64 else delta.float(), full_matrices=False)
+                u, s, v = torch.linalg.svd(
+                    delta if delta.dtype == torch.float64 else delta.float(), full_matrices=False
+                )
                 self._factors[name] = ((u * s)[:, :rank].clone(), v[:rank].clone())
             left, right = self._factors[name]
             mixed[name] = self.base[name] + (left[:, :rank] @ right[:rank]).to(self.base[name].dtype)

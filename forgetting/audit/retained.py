@@ -43,7 +43,8 @@ def retained(base: Items, model: Items, chance: Mapping[str, float], level: floa
     The interval is of these very capabilities and other items: each ratio's error is that of the mean of its
     linearisation (x_i − x̄ − ρ (b_i − b̄)) / (b̄ − chance), items paired (the delta method; Cochran 1977, Sampling
     Techniques, 6.4), the capabilities' items are independent of each other, and the t quantile has Welch and
-    Satterthwaite's degrees of freedom. It takes the b̄ − chance as far from 0 in standard errors, and items as independent.
+    Satterthwaite's degrees of freedom. It takes the b̄ − chance as many standard errors from 0, and items as
+    independent.
 
     Args:
         base: The base model's items, greater is better.

@@ -56,9 +56,7 @@ def general_slopes(change: Change, batches: Sequence[Mapping[str, Tensor]]) -> G
     by_layer: dict[str, float] = {}
     for name, slope in tuned.items():
         by_layer[change.layers[name]] = by_layer.get(change.layers[name], 0.0) + slope
-    return GeneralSlopes(
-        loss_base, loss_tuned, sum(base.values()), sum(tuned.values()), by_layer, _predicted(batches)
-    )
+    return GeneralSlopes(loss_base, loss_tuned, sum(base.values()), sum(tuned.values()), by_layer, _predicted(batches))
 
 
 def _predicted(batches: Sequence[Mapping[str, Tensor]]) -> int:
@@ -67,9 +65,7 @@ def _predicted(batches: Sequence[Mapping[str, Tensor]]) -> int:
     return sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
 
 
-def _slope(
-    change: Change, batches: Sequence[Mapping[str, Tensor]], *, at_base: bool
-) -> tuple[float, dict[str, float]]:
+def _slope(change: Change, batches: Sequence[Mapping[str, Tensor]], *, at_base: bool) -> tuple[float, dict[str, float]]:
     """The loss, and ∇L·Δ by parameter."""
     import torch
 

@@ -64,7 +64,11 @@ def test_rows_are_what_scoring_by_itself_gives() -> None:
         mixed = suite.evaluate(change.model, made.tokenizer)
         own = scorer.score(change.model).items
     tuned_own = scorer.score(made.model).items
-    for point, scores in (("base", base), (EDITS[0].name, mixed), ("tuned", suite.evaluate(made.model, made.tokenizer))):
+    for point, scores in (
+        ("base", base),
+        (EDITS[0].name, mixed),
+        ("tuned", suite.evaluate(made.model, made.tokenizer)),
+    ):
         G = [[np.mean(each[c.name].items) for c in info] for each in (base, scores)]
         kept = metrics.mean_retention(metrics.retention(G, [c.chance for c in info], stderr))
         assert rows[point].retention.mean == pytest.approx(kept.mean, rel=1e-9)
@@ -148,7 +152,7 @@ def test_what_is_saved_is_an_ordinary_model_folder(tmp_path: Path) -> None:
 
 
 def test_mistakes() -> None:
-    change, scorer, suite, _ = prepared()
+    change, _, suite, _ = prepared()
     made = tuned_micro()
 
     def own(model: torch.nn.Module) -> list[float]:

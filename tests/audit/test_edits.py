@@ -30,7 +30,9 @@ def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("make", [tiny_llama, lambda: tiny_llama(tied=False), tiny_gpt2], ids=["tied", "untied", "gpt2"])
+@pytest.mark.parametrize(
+    "make", [tiny_llama, lambda: tiny_llama(tied=False), tiny_gpt2], ids=["tied", "untied", "gpt2"]
+)
 def test_every_edit_is_what_it_says(make) -> None:  # type: ignore[no-untyped-def]
     base = make()
     tuned = moved(base)
@@ -117,7 +119,9 @@ def test_names_and_mistakes() -> None:
     assert Edit("interpolation", 0.5).name == "base + 0.5 Δ"
     assert Edit("rank", 4).name == "rank 4 of Δ"
     assert Edit("fisher", 0.1).name == "revert top 10% of Fisher"
-    assert Edit("revert", layers=("embeddings", "block 2", "block 3", "block 4")).name == "revert embeddings, blocks 2–4"
+    assert (
+        Edit("revert", layers=("embeddings", "block 2", "block 3", "block 4")).name == "revert embeddings, blocks 2–4"
+    )
     for arguments in (("interpolation", 1.5), ("rank", 0.5), ("rank", 0), ("fisher", -0.1), ("revert",), ("other", 1)):
         with pytest.raises(ValueError):
             Edit(*arguments)  # type: ignore[arg-type]
