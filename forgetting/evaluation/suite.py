@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +115,32 @@ class Suite:
         with quiet():
             return {column.info.name: column.score() for column in self._capabilities}
 
+    def part(self, chosen: Mapping[str, Sequence[int]]) -> Suite:
+        """Return a suite of some items of each capability.
+
+        Args:
+            chosen: Positions of items, by capability; a capability that is not named is left out.
+        """
+        columns = [column.part(chosen[column.info.name]) for column in self._capabilities if column.info.name in chosen]
+        return Suite(columns, self._reader)
+
+    def samples(self) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+        """What the last :meth:`evaluate` found of each item, by capability, in the items' order.
+
+        Returns:
+            Pairs of the lm-eval task's name and lm-eval's record of a sample, as ``--log_samples`` writes it.
+        """
+        from forgetting.evaluation.samples import sample_record
+
+        return {
+            column.info.name: [
+                (str(task.config.task), sample_record(task, requests, column.metric))
+                for task, documents in column.documents
+                for requests in documents
+            ]
+            for column in self._capabilities
+        }
+
     def check_length(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise UsageError if the model does not read an item whole: it would read its end alone."""
         from forgetting.evaluation.lm import tokens_read
@@ -181,19 +208,34 @@ class _Capability:
 
     @property
     def requests(self) -> list[Instance]:
-        return [request for task in self.tasks for request in task.instances]
+        held = {id(request) for _, documents in self.documents for requests in documents for request in requests}
+        return [request for task in self.tasks for request in task.instances if id(request) in held]
+
+    def part(self, chosen: Sequence[int]) -> _Capability:
+        """The same column of the items at these positions, in the order of all."""
+        part, wanted, begun = copy.copy(self), set(chosen), 0
+        part.documents = []
+        for task, documents in self.documents:
+            kept = [requests for place, requests in enumerate(documents, start=begun) if place in wanted]
+            begun += len(documents)
+            if kept:
+                part.documents.append((task, kept))
+        n = sum(len(requests) for _, requests in part.documents)
+        part.info = self.info.model_copy(update={"n": n, "chance": part._chance()})
+        return part
 
     def score(self) -> CapabilityScore:
         """Aggregate the responses that the requests hold, after the task's first filter."""
         raw: list[Any] = []
         for task, documents in self.documents:
-            task.apply_filters()
-            key = next(iter(task.instances[0].filtered_resps))
+            for ensemble in task._filters:  # what apply_filters does, of these requests
+                ensemble.apply([request for requests in documents for request in requests])
+            key = next(iter(documents[0][0].filtered_resps))
             for requests in documents:
                 responses = [request.filtered_resps[key] for request in requests]
                 raw.append(task.process_results(requests[0].doc, responses)[self.metric])
         aggregate = self.tasks[0].aggregation()[self.metric]
-        items = [_item(self.metric, value) for value in raw]
+        items = [item_value(self.metric, value) for value in raw]
         return CapabilityScore(float(aggregate(raw)), items)
 
     def _chance(self) -> float:
@@ -244,9 +286,9 @@ def _memoise(task: Task) -> None:
             setattr(task, name, once(getattr(task, name)))
 
 
-def _item(metric: str, raw: Any) -> float:
-    """One document's value, where lm-eval's metric may be a pair to be aggregated."""
-    if not isinstance(raw, tuple):
+def item_value(metric: str, raw: Any) -> float:
+    """One document's value, where lm-eval's metric may be a pair (from its logs, a list) to be aggregated."""
+    if not isinstance(raw, (tuple, list)):
         return float(raw)
     if metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
         log_prob, units = raw
