@@ -1,0 +1,164 @@
+"""What an audit starts from: a base model, a tuned one (full weights or an adapter), a suite, and the own task."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgetting.errors import UsageError
+from forgetting.models import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from forgetting.evaluation.suite import Suite
+    from forgetting.tasks.task import Task
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class AuditInput:
+    """All that an audit reads.
+
+    Attributes:
+        base: The pretrained model.
+        tuned: The fine-tune, in full weights: an adapter is merged into a copy of the base.
+        suite: What the base model could do.
+        own: What was fine-tuned for; its test split is scored. ``None`` where no data were given.
+        batch_size: Sequences per forward pass.
+        same_tokenizer: Whether both split every text alike; else nothing is compared token by token.
+        adapter: peft's configuration of the adapter, where TUNED is one.
+    """
+
+    base: LoadedModel
+    tuned: LoadedModel
+    suite: Suite
+    own: Task | None
+    batch_size: int
+    same_tokenizer: bool
+    adapter: dict[str, Any] | None = None
+
+
+def load_input(
+    base: str,
+    tuned: str,
+    *,
+    suite: Sequence[str] = ("micro",),
+    suite_dir: Path | None = None,
+    data: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    trust_remote_code: bool = False,
+) -> AuditInput:
+    """Load both models, the suite, and the own task.
+
+    Args:
+        base: An embedded model, a transformers folder, or a hub id.
+        tuned: The same, or a folder with a peft adapter (``adapter_config.json``, ``adapter_model.safetensors``).
+        suite: Suites, lm-eval tasks, or folders of lm-eval YAML files.
+        suite_dir: Local folder with the suite's data.
+        data: JSONL with ``prompt`` and ``completion`` (and ``choices``); a fifth of it, drawn by seed 0, is the
+            test split, the same that ``forgetting run --data`` holds out.
+        limit: Items per lm-eval task.
+        batch_size: Sequences per forward pass.
+        trust_remote_code: Let code that came with a model run.
+
+    Raises:
+        UsageError: if a model, an adapter, a suite or the data cannot be used.
+    """
+    from forgetting.evaluation.suite import load_suite
+
+    first = load_model(base, trust_remote_code=trust_remote_code)
+    if first.family != "decoder":
+        raise UsageError(f"base {base!r}: is of the family {first.family!r}; an audit is of decoders (GPT-2, Llama)")
+    folder, adapter = Path(tuned).expanduser(), None
+    if (folder / ADAPTER_FILES[0]).is_file():
+        adapter = _adapter_config(folder, tuned)
+        second = _merged(first, folder, tuned)
+    else:
+        second = load_model(tuned, trust_remote_code=trust_remote_code)
+    if second.family != first.family:
+        raise UsageError(f"tuned {tuned!r}: is of the family {second.family!r}, and base {base!r} of {first.family!r}")
+    return AuditInput(
+        base=first,
+        tuned=second,
+        suite=load_suite(list(suite), data_dir=suite_dir, limit=limit),
+        own=None if data is None else _own_task(data),
+        batch_size=batch_size,
+        same_tokenizer=same_tokenizer(first.tokenizer, second.tokenizer),
+        adapter=adapter,
+    )
+
+
+def _own_task(data: Path) -> Task:
+    from forgetting.config import TaskConfig
+    from forgetting.tasks.build import load_task
+
+    return load_task(TaskConfig(name=data.stem, train=str(data)))
+
+
+def _adapter_config(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        config = None
+    if not isinstance(config, dict):
+        raise UsageError(f"tuned {name!r}: adapter_config.json is not a JSON object; save the adapter again")
+    if not (folder / ADAPTER_FILES[1]).is_file():
+        raise UsageError(
+            f"tuned {name!r}: the adapter has no {ADAPTER_FILES[1]} (pickled weights can run code); save it with "
+            "save_pretrained(folder, safe_serialization=True)"
+        )
+    return config
+
+
+def _merged(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
+    """The base model's copy with the adapter's change in its weights."""
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = base.tokenizer
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        wrapped: Any = PeftModel.from_pretrained(copy.deepcopy(base.model), str(folder))
+    except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        problem = " ".join(str(error).split())[:160]
+        raise UsageError(f"tuned {name!r}: the adapter does not fit base {base.name!r}: {problem}") from None
+    if not hasattr(wrapped.base_model, "merge_and_unload"):
+        raise UsageError(
+            f"tuned {name!r}: adapter of type {wrapped.active_peft_config.peft_type} changes no weights and cannot be "
+            "merged; give LoRA or another adapter of weights"
+        )
+    model = wrapped.merge_and_unload().eval()
+    return LoadedModel(name=name, model=model, tokenizer=tokenizer, family=base.family)
+
+
+def same_tokenizer(first: Any, second: Any) -> bool:
+    """Whether two tokenizers have one vocabulary and one way to split."""
+    if first is second:
+        return True
+    probe = "The cat's 3 hats, naïve: 1,024 µm?\n\tdef f(x): return x"
+    return first.get_vocab() == second.get_vocab() and first(probe)["input_ids"] == second(probe)["input_ids"]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers that are saved: names, types, shapes and bytes.
+
+    It is of the weights as they are scored (fp32), so two files of the same weights have one digest.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
