@@ -12,6 +12,7 @@ import typer
 
 from forgetting import interruption
 from forgetting.checkpoint import EVERY
+from forgetting.cli_audit import audit
 from forgetting.cli_launch import Address, CpusPerRun, DryRun, GpusPerRun, Launcher, Launching, Sbatch, Workers
 from forgetting.cli_plan import plan
 from forgetting.cli_studies import studies
@@ -32,6 +33,7 @@ micro = typer.Typer(help="The embedded world: its generator and its pretrained m
 app.add_typer(micro, name="micro")
 app.add_typer(studies, name="study")
 app.command()(plan)
+app.command()(audit)
 
 Hours = Annotated[float | None, typer.Option(min=0, help="Begin no run after so many hours; resume later.")]
 Every = Annotated[

@@ -55,6 +55,21 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def code_state() -> dict[str, Any]:
+    """What ran, without a look at the hardware: versions, git state, platform and command. Imports no library."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "package": _version("forgetting"),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "git": {"commit": commit, "dirty": bool(changes)} if commit else None,
+        "platform": platform.platform(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
 def provenance(notes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Everything that is needed to tell where a number was made.
 
@@ -63,23 +78,15 @@ def provenance(notes: dict[str, Any] | None = None) -> dict[str, Any]:
     """
     import torch
 
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
     cuda = torch.cuda.is_available()
     return {
-        "package": _version("forgetting"),
-        "libraries": {name: _version(name) for name in LIBRARIES},
-        "python": platform.python_version(),
-        "git": {"commit": commit, "dirty": bool(changes)} if commit else None,
+        **code_state(),
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if cuda else None,
         },
-        "platform": platform.platform(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "pretraining_text": notes or {},
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,13 +86,16 @@ def load_input(
         second = load_model(tuned, trust_remote_code=trust_remote_code)
     if second.family != first.family:
         raise UsageError(f"tuned {tuned!r}: is of the family {second.family!r}, and base {base!r} of {first.family!r}")
+    alike = same_tokenizer(first.tokenizer, second.tokenizer)
+    if alike:  # one object: the suite is tokenised once
+        second = replace(second, tokenizer=first.tokenizer)
     return AuditInput(
         base=first,
         tuned=second,
         suite=load_suite(list(suite), data_dir=suite_dir, limit=limit),
         own=None if data is None else _own_task(data),
         batch_size=batch_size,
-        same_tokenizer=same_tokenizer(first.tokenizer, second.tokenizer),
+        same_tokenizer=alike,
         adapter=adapter,
     )
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from forgetting.audit.items import Measured, Panel, measured
 from forgetting.errors import UsageError
+from forgetting.evaluation.suite import PREFERRED_METRICS
 from forgetting.results import write_atomically
 
-PREFERRED_METRICS = ("acc", "exact_match")
 _NAME = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
 
 

@@ -14,7 +14,9 @@ from forgetting.analysis.paired_shares import PairedShares, paired_shares, score
 def test_the_statistic_is_that_of_the_constrained_maximum_of_the_likelihood() -> None:
     for lost, gained, n, delta in ((12, 5, 100, -0.03), (3, 9, 60, 0.05), (0, 4, 50, -0.1), (20, 20, 80, -0.2)):
 
-        def minus_log_likelihood(q: float, lost: int = lost, gained: int = gained, n: int = n, d: float = delta) -> float:
+        def minus_log_likelihood(
+            q: float, lost: int = lost, gained: int = gained, n: int = n, d: float = delta
+        ) -> float:
             return -float(stats.multinomial.logpmf([lost, gained, n - lost - gained], n, [q, q + d, 1 - 2 * q - d]))
 
         low, high = max(0.0, -delta), (1 - delta) / 2

@@ -1,0 +1,124 @@
+"""The folder that an audit leaves behind."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from forgetting.audit.card import model_card
+from forgetting.audit.page import render_page
+from forgetting.audit.run import Audit
+from forgetting.audit.samples import write_samples
+from forgetting.audit.tables import capability_table
+from forgetting.report.tables import latex
+from forgetting.results import write_atomically
+
+
+@dataclass(frozen=True)
+class AuditPaths:
+    """What :func:`write_audit` wrote.
+
+    Attributes:
+        verdict: ``verdict.json``.
+        items: ``items.parquet``: a row per capability and item.
+        samples: ``samples``, with lm-eval's files of either model in ``base`` and ``tuned``.
+        page: ``report.html``.
+        card: ``model_card.md``.
+        table: ``table.tex``.
+    """
+
+    verdict: Path
+    items: Path
+    samples: Path
+    page: Path
+    card: Path
+    table: Path
+
+
+def write_audit(audit: Audit, folder: Path) -> AuditPaths:
+    """Write an audit; files of an earlier one are replaced.
+
+    Raises:
+        UsageError: if the folder cannot be written.
+    """
+    paths = AuditPaths(
+        verdict=folder / "verdict.json",
+        items=folder / "items.parquet",
+        samples=folder / "samples",
+        page=folder / "report.html",
+        card=folder / "model_card.md",
+        table=folder / "table.tex",
+    )
+    rows = item_rows(audit)
+    date = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
+    for which in ("base", "tuned"):
+        for old in (paths.samples / which).glob("*_20*.json*"):  # this audit's alone
+            old.unlink()
+        panel = {pair.base.name: getattr(pair, which) for pair in audit.pairs}
+        write_samples(panel, paths.samples / which, getattr(audit.verdict, which).name, date)
+    write_atomically(paths.items, _parquet(rows))
+    write_atomically(paths.page, render_page(audit.verdict, rows).encode())
+    write_atomically(paths.card, model_card(audit.verdict).encode())
+    write_atomically(paths.table, latex(capability_table(audit.verdict)).encode())
+    # Last: a folder that has it is whole.
+    write_atomically(paths.verdict, (audit.verdict.model_dump_json(indent=2) + "\n").encode())
+    return paths
+
+
+def item_rows(audit: Audit) -> list[dict[str, Any]]:
+    """A row per capability and item, as ``items.parquet`` holds it.
+
+    Columns: ``capability``, ``task``, ``doc_id``, ``doc_hash``, ``context`` (the label that items share; ``None``
+    where none do), ``prompt``, ``choices``, ``target``, and of ``base_`` and ``tuned_``: ``outcome``, ``answer``,
+    ``log_probs`` (of each choice, nats); ``flip`` (``lost``, ``gained`` or empty), and ``noisy``: whether the base
+    model's outcome changed in the A/A run.
+    """
+    rows = []
+    for pair in audit.pairs:
+        contexts = pair.contexts or [None] * len(pair.base.items)
+        for base, tuned, context in zip(pair.base.items, pair.tuned.items, contexts, strict=True):
+            better = (tuned.outcome - base.outcome) * (1 if pair.base.higher_is_better else -1)
+            rows.append(
+                {
+                    "capability": pair.base.name,
+                    "task": base.task,
+                    "doc_id": base.key[1],
+                    "doc_hash": base.doc_hash,
+                    "context": context,
+                    "prompt": base.prompt,
+                    "choices": list(base.choices),
+                    "target": base.target,
+                    "base_outcome": base.outcome,
+                    "tuned_outcome": tuned.outcome,
+                    "base_answer": base.answer,
+                    "tuned_answer": tuned.answer,
+                    "base_log_probs": list(base.log_probs),
+                    "tuned_log_probs": list(tuned.log_probs),
+                    "flip": "lost" if better < 0 else "gained" if better > 0 else "",
+                    "noisy": (pair.base.name, *base.key) in audit.noisy,
+                }
+            )
+    return rows
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text, numbers = pa.string(), pa.list_(pa.float64())
+    kinds: dict[str, Any] = {
+        "doc_id": pa.int64(),
+        "choices": pa.list_(text),
+        "base_outcome": pa.float64(),
+        "tuned_outcome": pa.float64(),
+        "base_log_probs": numbers,
+        "tuned_log_probs": numbers,
+        "noisy": pa.bool_(),
+    }
+    schema = pa.schema([(name, kinds.get(name, text)) for name in rows[0]])
+    content = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), content)
+    return content.getvalue()

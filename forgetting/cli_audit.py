@@ -1,0 +1,117 @@
+"""``forgetting audit``: what did this fine-tune cost?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from forgetting.errors import UsageError
+
+if TYPE_CHECKING:
+    from forgetting.audit.run import Audit
+    from forgetting.audit.write import AuditPaths
+
+EXIT_CODES = {"RETAINED": 0, "REGRESSED": 3, "INCONCLUSIVE": 4}
+"""Beside 1, an error, and 2, a user's mistake."""
+
+
+def audit(
+    base: Annotated[str | None, typer.Argument(help="The pretrained model: micro, a folder, or a hub id.")] = None,
+    tuned: Annotated[str | None, typer.Argument(help="Its fine-tune: the same, or a peft adapter's folder.")] = None,
+    from_samples: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Two folders of lm-eval's samples_*.jsonl, base and tuned, instead of models."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="JSONL of the own task: what was learned is scored too.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Capability suite, lm-eval task, or folder of YAML; repeatable.")
+    ] = None,
+    suite_dir: Annotated[Path | None, typer.Option(help="Local folder with the suites' data.")] = None,
+    limit: Annotated[int | None, typer.Option(min=2, help="Items per lm-eval task.")] = None,
+    margin: Annotated[
+        float, typer.Option(help="Largest loss that counts as none: of the mean over capabilities, a share of items.")
+    ] = 0.03,
+    worst: Annotated[float, typer.Option(help="RETAINED must rule out such a loss of every single capability.")] = 0.10,
+    alpha: Annotated[float, typer.Option(help="Rate of false verdicts.")] = 0.05,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Stop as soon as the verdict is decided, at the same error rate.")
+    ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(help="Field of the items that names the context they share (found by itself if long).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 64,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the verdict and the report.")] = Path(
+        "audit"
+    ),
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that came with a model run. Dangerous.")
+    ] = False,
+) -> None:
+    """Say what a fine-tune lost: REGRESSED (exit code 3), RETAINED (0) or INCONCLUSIVE (4), and write a report."""
+    if not 0 < alpha < 0.5:
+        raise UsageError(f"--alpha {alpha}: is not between 0 and 0.5")
+    for name, value in (("--margin", margin), ("--worst", worst)):
+        if not 0 < value < 1:
+            raise UsageError(f"{name} {value}: is not between 0 and 1; it is a share of items, such as 0.03")
+    from forgetting.audit.schema import Settings
+
+    settings = Settings(alpha=alpha, margin=margin, worst=worst, sequential=sequential, limit=limit, cluster=cluster)
+    if from_samples is not None:
+        given = {
+            "BASE": base,
+            "--data": data,
+            "--suite": suite,
+            "--suite-dir": suite_dir,
+            "--limit": limit,
+            "--sequential": sequential or None,
+        }
+        if needless := [name for name, value in given.items() if value is not None]:
+            raise UsageError(f"--from-samples: compares logs, and {needless[0]} is of models; leave one of them out")
+        from forgetting.audit.run import audit_samples
+
+        done = audit_samples(*from_samples, settings)
+    else:
+        if base is None or tuned is None:
+            raise UsageError("audit: give BASE and TUNED, or --from-samples A B")
+        from forgetting.audit.load import load_input
+        from forgetting.audit.run import audit_models
+
+        loaded = load_input(
+            base,
+            tuned,
+            suite=suite or ("micro",),
+            suite_dir=suite_dir,
+            data=data,
+            limit=limit,
+            batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
+        )
+        done = audit_models(loaded, settings, lambda doing: typer.echo(f"{doing} ...", err=True))
+    from forgetting.audit.write import write_audit
+
+    _print(done, write_audit(done, output))
+    raise typer.Exit(EXIT_CODES[done.verdict.verdict])
+
+
+def _print(done: Audit, paths: AuditPaths) -> None:
+    """Verdict, table, and where the rest is."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    from forgetting.audit.tables import capability_table
+
+    wanted = ("capability", "verdict", "items", "base", "tuned", "difference", "1→0 / 0→1")
+    table = capability_table(done.verdict)
+    places = [table.columns.index(name) for name in wanted]
+    shown = RichTable(box=None, pad_edge=False)
+    for name in wanted:
+        shown.add_column(Text(name), justify="left" if name in wanted[:2] else "right")
+    for row in table.rows:
+        shown.add_row(*(Text(row[place]) for place in places))
+    console = Console()
+    console.print(shown)
+    console.print(Text(f"\n{done.verdict.verdict}: {done.verdict.why}"), soft_wrap=True)
+    console.print(Text(f"{paths.page}"), soft_wrap=True)
