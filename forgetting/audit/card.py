@@ -1,4 +1,4 @@
-"""``model_card.md``: the record of a fine-tune that a regulator or a colleague would ask for, from files and the audit."""
+"""``model_card.md``: the record of a fine-tune that a regulator or a colleague would ask for."""
 
 from __future__ import annotations
 

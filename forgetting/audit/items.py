@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ def measured(name: str, records: Sequence[tuple[str, Mapping[str, Any]]], metric
     items.sort(key=lambda item: item.key)
     keys = [item.key for item in items]
     if len(set(keys)) < len(keys):
-        twice = next(key for key, after in zip(keys, keys[1:], strict=False) if key == after)
+        twice = next(key for key, after in pairwise(keys) if key == after)
         raise UsageError(f"task {twice[0]!r}: item {twice[1]} is there twice; give the log of one evaluation")
     return Measured(name, metric, items=tuple(items), **about)
 
@@ -177,7 +178,7 @@ def clusters(items: Sequence[Item], field: str | None = None) -> list[str] | Non
     for name in names:
         values = [str((doc or {}).get(name, "")) for doc in documents]
         long = [value for value in values if value and (field or len(value) >= CONTEXT_LENGTH)]
-        if 1 < len(set(values)) and len(set(long)) < len(long):
+        if len(set(values)) > 1 and len(set(long)) < len(long):
             return [
                 f"{item.task}\n{value}" if value else f"{item.task}\n{item.key}"
                 for item, value in zip(items, values, strict=True)
@@ -200,7 +201,7 @@ def paired(base: Panel, tuned: Panel) -> list[tuple[Measured, Measured]]:
         second = tuned[name]
         if first.metric != second.metric:
             raise UsageError(
-                f"capability {name!r}: BASE has {first.metric!r} and TUNED {second.metric!r}; score both with one version"
+                f"capability {name!r}: BASE has {first.metric!r} and TUNED {second.metric!r}; score both in one way"
             )
         there, here = ({item.key: item for item in side.items} for side in (first, second))
         for key in {**there, **here}:

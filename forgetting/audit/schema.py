@@ -107,7 +107,7 @@ class Capability(_Part):
     Attributes:
         n, clusters: Items, and the contexts that they share (``None``: none is shared).
         base, tuned: Mean over items.
-        retention: (tuned − chance) / (base − chance); ``None`` where the base is not above chance by two standard errors.
+        retention: (tuned − chance) / (base − chance); ``None`` where the base is not above chance by two errors.
         lost, gained: Items right before and wrong after (1→0), and the reverse; ``None`` where items are not right or
             wrong.
         p_mcnemar: McNemar's exact p-value of these; where items share a context it is shown, not used.

@@ -77,8 +77,8 @@ def capability_table(verdict: Verdict) -> Table:
         f"{contexts}; difference: tuned − base in points with its {level} interval over items; retention: share of the "
         "base's score above chance; 1→0 / 0→1: items lost and gained; noise: flips of the base against itself at "
         "another batch size; p: McNemar's exact, the test of no difference after Holm's correction over the "
-        f"capabilities and their mean, and that of a loss of {100 * settings.margin:g} points or more. In brackets: the "
-        "items that would decide.",
+        f"capabilities and their mean, and that of a loss of {100 * settings.margin:g} points or more. In "
+        "brackets: the items that would decide.",
         [
             "capability",
             "verdict",

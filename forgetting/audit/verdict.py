@@ -165,8 +165,8 @@ def _overall(
     exposed = [record for record in judged if record.p_worst is None or record.p_worst > alpha]
     if on_average == "RETAINED" and not exposed:
         why = (
-            f"A loss of {100 * settings.margin:g} points or more on average, and of {100 * settings.worst:g} or more on "
-            f"any capability, is ruled out; {change}."
+            f"A loss of {100 * settings.margin:g} points or more on average, and of {100 * settings.worst:g} or more "
+            f"on any capability, is ruled out; {change}."
         )
         return Judgement("RETAINED", why, None, found, mean)
     reasons = (
