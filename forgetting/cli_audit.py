@@ -41,6 +41,16 @@ def audit(
     cluster: Annotated[
         str | None, typer.Option(help="Field of the items that names the context they share (found by itself if long).")
     ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Text like the base's pretraining, for drift: micro, a file, or a hub data set.")
+    ] = None,
+    drift: Annotated[bool, typer.Option(help="Measure drift and the change of the weights too.")] = True,
+    advise: Annotated[
+        bool, typer.Option("--advise", help="Score what would have helped (some twenty scorings; needs --data).")
+    ] = False,
+    save_best: Annotated[
+        Path | None, typer.Option(help="With --advise: write the best interpolation there, as a model folder.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 64,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the verdict and the report.")] = Path(
         "audit"
@@ -66,6 +76,9 @@ def audit(
             "--suite-dir": suite_dir,
             "--limit": limit,
             "--sequential": sequential or None,
+            "--text": text,
+            "--advise": advise or None,
+            "--save-best": save_best,
         }
         if needless := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"--from-samples: compares logs, and {needless[0]} is of models; leave one of them out")
@@ -78,6 +91,12 @@ def audit(
         from forgetting.audit.load import load_input
         from forgetting.audit.run import audit_models
 
+        if save_best is not None and not advise:
+            raise UsageError("--save-best: is what --advise chooses; give both")
+        if advise and data is None:
+            raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
+        if not drift and (advise or text is not None):
+            raise UsageError("--no-drift: leaves nothing for --text and --advise to be used in; leave one out")
         loaded = load_input(
             base,
             tuned,
@@ -88,7 +107,17 @@ def audit(
             batch_size=batch_size,
             trust_remote_code=trust_remote_code,
         )
-        done = audit_models(loaded, settings, lambda doing: typer.echo(f"{doing} ...", err=True))
+
+        def say(doing: str) -> None:
+            typer.echo(f"{doing} ...", err=True)
+
+        done = audit_models(loaded, settings, say)
+        if drift:
+            from forgetting.audit.extras import measure_extras
+
+            extras = measure_extras(loaded, text=text, advise=advise, save_best=save_best, say=say)
+            done.verdict.drift, done.verdict.advice = extras.drift, extras.advice
+            done.verdict.notes += extras.notes
     from forgetting.audit.write import write_audit
 
     _print(done, write_audit(done, output))

@@ -79,8 +79,7 @@ def audit_models(given: AuditInput, settings: Settings, say: Say = lambda doing:
         made.append(Look(items=seen, of=sum(sizes.values()), alpha=level, verdict=judgement.verdict))
         if judgement.verdict != "INCONCLUSIVE":
             break
-    if judgement.verdict == "INCONCLUSIVE":
-        judgement = judge(pairs, settings, alpha=level, noise=noise)
+    judgement = judge(pairs, settings, alpha=level, noise=noise)  # with the numbers of items that would decide
     say("own task and weights")
     notes = [] if given.same_tokenizer else ["The tokenizers differ: nothing is compared token by token."]
     notes += _notes(pairs, settings.sequential and len(made) < len(steps))

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -192,11 +193,17 @@ def _to_retain(shares: PairedShares, margin: float, power: float, alpha: float) 
         lost = gained = (lost + gained) / 2
     if gained - lost <= -margin:
         return None
+    found = _equivalence_items(margin, lost, gained, power, alpha)
+    return None if found is None else round(found * shares.n / shares.effective)
+
+
+@lru_cache(maxsize=256)
+def _equivalence_items(margin: float, lost: float, gained: float, power: float, alpha: float) -> int | None:
+    """Of equal rates (none flipped, say) the number is found once: it takes twenty integrals."""
     try:
-        found = items_for_equivalence(margin, lost, gained, power, alpha).n
+        return items_for_equivalence(margin, lost, gained, power, alpha).n
     except ValueError:  # more than anybody has
         return None
-    return round(found * shares.n / shares.effective)
 
 
 def _to_regress(shares: PairedShares, power: float, alpha: float, tests: int) -> int | None:

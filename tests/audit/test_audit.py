@@ -37,7 +37,8 @@ def audits(base: LoadedModel, fine_tunes: FineTunes) -> dict[str, Audit]:
         given = AuditInput(base, given.tuned, suite, given.own, given.batch_size, given.same_tokenizer)
         found[name] = audit_models(given, Settings(limit=LIMIT))
     copied = LoadedModel("a copy", copy.deepcopy(base.model), base.tokenizer)
-    found["copy"] = audit_models(AuditInput(base, copied, suite, None, 64, True), Settings(limit=LIMIT))
+    few = load_suite(["micro"], limit=40)
+    found["copy"] = audit_models(AuditInput(base, copied, few, None, 64, True), Settings(limit=40))
     return found
 
 

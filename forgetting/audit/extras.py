@@ -1,0 +1,190 @@
+"""Beside the verdict: how far the models are apart (drift, weights), and what would have helped (advice)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgetting.audit.load import AuditInput
+from forgetting.errors import UsageError
+
+if TYPE_CHECKING:
+    from forgetting.audit.edits import Change
+    from forgetting.fisher import DiagonalFisher
+
+DOCUMENTS = 128
+"""Of general text; as many again for the Fisher information and the slopes."""
+SAMPLES = 32
+LENGTH = 128
+"""Tokens of a window, and of a sampled document."""
+TOKENS = 20_000
+
+
+@dataclass
+class Extras:
+    """Parts of ``verdict.json``, and what could not be measured.
+
+    Attributes:
+        drift: ``texts`` (:class:`~forgetting.audit.drift.TextKL` by name), ``weights``
+            (:class:`~forgetting.audit.weights.WeightChange`), ``bits_per_byte``, each ``None`` where not measured.
+        advice: :class:`~forgetting.audit.advice.Advice`.
+        notes: One line per thing that could not be measured, with the reason.
+    """
+
+    drift: dict[str, Any] | None = None
+    advice: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def as_json(value: Any) -> Any:
+    """Dataclasses as mappings, and what is not finite as ``None``: what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: as_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def general_documents(given: AuditInput, source: str | None) -> list[str]:
+    """Return text like that which the base was pretrained on; none where no source is known.
+
+    Args:
+        given: The models.
+        source: ``micro``, a text or JSONL file, or a hub data set; of an embedded model, its own by default.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    from forgetting.config import PretrainingConfig
+    from forgetting.models import EMBEDDED
+    from forgetting.tasks.pretraining import OWN, load_pretraining
+
+    if source is None and given.base.name not in EMBEDDED:
+        return []
+    config = PretrainingConfig(source=source, documents=4, held_out_documents=2 * DOCUMENTS, max_length=LENGTH)
+    text = load_pretraining(config, given.base.name, given.base.model, given.base.tokenizer, None)
+    return list(text.held_out[OWN])
+
+
+def measure_extras(
+    given: AuditInput,
+    *,
+    text: str | None = None,
+    advise: bool = False,
+    save_best: Path | None = None,
+    say: Callable[[str], None] = lambda doing: None,
+) -> Extras:
+    """Measure drift and weight change; with ``advise``, score what would have helped.
+
+    Args:
+        given: Both models, the suite, and the own task.
+        text: Source of general text, see :func:`general_documents`.
+        advise: Score mixtures of both models' weights on the own task and the suite (each a whole scoring).
+        save_best: Folder for the interpolation that the advice chooses.
+        say: Told what is being done.
+
+    Raises:
+        UsageError: if advice is asked for without an own task, or of models whose weights cannot be mixed.
+    """
+    from forgetting.audit.edits import Change
+
+    if advise and given.own is None:
+        raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
+    found = Extras()
+    documents = general_documents(given, text)
+    try:
+        change = Change(given.base.model, given.tuned.model)
+    except UsageError as error:
+        if advise:
+            raise
+        change = None
+        found.notes.append(f"Weights are not compared: {error}.")
+    say("drift")
+    fisher = _fisher(given, documents[DOCUMENTS:], found) if change is not None else None
+    found.drift = _drift(given, documents[:DOCUMENTS], change, fisher, found)
+    if advise and change is not None:
+        found.advice = _advice(given, change, fisher, documents[DOCUMENTS:], save_best, say)
+    return found
+
+
+def _fisher(given: AuditInput, documents: Sequence[str], found: Extras) -> DiagonalFisher | None:
+    from forgetting.audit.weights import general_fisher
+
+    if not documents:
+        return None
+    try:
+        return general_fisher(given.base.model, given.base.tokenizer, list(documents), max_length=LENGTH)
+    except ValueError as error:  # a layer that has no rule
+        found.notes.append(f"No Fisher information: {error}.")
+        return None
+
+
+def _drift(
+    given: AuditInput, documents: list[str], change: Change | None, fisher: DiagonalFisher | None, found: Extras
+) -> dict[str, Any]:
+    from forgetting.audit.drift import GENERAL, audit_drift, audit_meter, bits_per_byte
+    from forgetting.audit.weights import audit_weights
+
+    general = {GENERAL: documents} if documents else {}
+    texts, bits = None, None
+    base, tuned = given.base, given.tuned
+    if given.same_tokenizer:
+        options: dict[str, Any] = {"max_length": LENGTH, "max_tokens": TOKENS, "batch_size": given.batch_size}
+        try:
+            meter = audit_meter(base.model, base.tokenizer, general, samples=SAMPLES, **options)
+        except UsageError as error:
+            found.notes.append(f"No drift on the base's own samples: {error}.")
+            meter = audit_meter(base.model, base.tokenizer, general, samples=0, **options) if general else None
+        if meter is not None:
+            texts = audit_drift(meter, tuned.model, given.own.test if given.own else ())
+    elif documents:
+        sides = (base.model, base.tokenizer), (tuned.model, tuned.tokenizer)
+        bits = bits_per_byte(*sides, documents, max_length=LENGTH, batch_size=given.batch_size)
+    weights = None
+    if change is not None:
+        kl = texts[GENERAL].mean if texts and GENERAL in texts else None
+        weights = audit_weights(base.model, tuned.model, fisher=fisher, measured_kl=kl)
+    return {"texts": as_json(texts), "bits_per_byte": as_json(bits), "weights": as_json(weights)}
+
+
+def _advice(
+    given: AuditInput,
+    change: Change,
+    fisher: DiagonalFisher | None,
+    documents: Sequence[str],
+    save_to: Path | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    from lm_eval.models.utils import resolve_max_length
+
+    from forgetting.audit.advice import advise, save_best
+    from forgetting.evaluation.scores import TaskScorer
+    from forgetting.tasks.encode import encode_texts
+    from forgetting.trainer import padded_batches
+
+    assert given.own is not None  # checked before anything was measured
+    base = given.base
+    longest = int(resolve_max_length(base.model.config, base.tokenizer))
+    scorer = TaskScorer(given.own, base.tokenizer, batch_size=given.batch_size, max_length=longest)
+    features = encode_texts(base.tokenizer, list(documents), LENGTH) if documents else []
+    found = advise(
+        change,
+        lambda model: scorer.score(model).items,
+        given.suite,
+        base.tokenizer,
+        fisher=fisher,
+        general=padded_batches(features, base.tokenizer, given.batch_size) if features else (),
+        batch_size=given.batch_size,
+        progress=lambda done, total, name: say(f"advice {done + 1}/{total}, {name}"),
+    )
+    points = [as_json(point) | {"stands_for": point.stands_for} for point in found.points]
+    saved = None if save_to is None else str(save_best(change, base.tokenizer, found.best.alpha, save_to))
+    return as_json(found) | {"points": points, "saved": saved}
