@@ -132,7 +132,7 @@ def _print(done: Audit, paths: AuditPaths) -> None:
 
     from forgetting.audit.tables import capability_table
 
-    wanted = ("capability", "verdict", "items", "base", "tuned", "difference", "1→0 / 0→1")
+    wanted = ("capability", "verdict", "items", "base", "tuned", "difference", "1→0 / 0→1", "decide")
     table = capability_table(done.verdict)
     places = [table.columns.index(name) for name in wanted]
     shown = RichTable(box=None, pad_edge=False)

@@ -115,8 +115,10 @@ def _flips(rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int
     """The flips that are shown, ordered by how sure the tuned model is of its new answer, and the number of all."""
     kept: dict[tuple[str, str], list[dict[str, Any]]] = {}
     flipped = [row for row in rows if row["flip"]]
+    for name in dict.fromkeys(str(row["capability"]) for row in flipped):
+        kept |= {(name, "lost"): [], (name, "gained"): []}
     for row in flipped:
-        kept.setdefault((str(row["capability"]), str(row["flip"])), []).append(_flip(row))
+        kept[str(row["capability"]), str(row["flip"])].append(_flip(row))
     for group in kept.values():
         group.sort(key=lambda flip: -float(flip["shift"]))
     return [flip for group in kept.values() for flip in group[:SHOWN]], len(flipped)

@@ -34,6 +34,7 @@ class Scatter:
         x, y: Names of the axes, with units.
         ticks_x, ticks_y: Positions and labels.
         points: Position, name, and whether no other is better in both.
+        labels: Of those, where they do not cover one another: position, end of the text that is there, name.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Scatter:
     ticks_x: list[tuple[float, str]]
     ticks_y: list[tuple[float, str]]
     points: list[tuple[float, float, str, bool]]
+    labels: list[tuple[float, float, str, str]]
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,8 @@ def _texts(texts: Mapping[str, Any]) -> Table:
     return Table(
         "drift",
         "KL(base‖tuned) per token, nats: mean, median, quantiles over tokens and maximum (a dash: too few tokens); "
-        "same top: tokens before which both find the same next token most probable, %; RMS Δp: of the probability of the "
-        "token that stands there, points; CE: cross-entropy, nats per token.",
+        "same top: tokens before which both find the same next token most probable, %; RMS Δp: of the probability of "
+        "the token that stands there, points; CE: cross-entropy, nats per token.",
         ["text", "tokens", "KL", "median", "p99", "p99.9", "max", "same top", "RMS Δp", "CE base", "CE tuned"],
         rows,
     )
@@ -202,8 +204,8 @@ def _advice(advice: Mapping[str, Any]) -> Section:
     bars = []
     if replay := advice.get("replay"):
         lead += (
-            f" The loss on general text: {number(replay['loss_base'], 3)} before, {number(replay['loss_tuned'], 3)} after, in "
-            f"nats per token; its slope along Δ at the tuned model, which replay would act against, is "
+            f" The loss on general text: {number(replay['loss_base'], 3)} before, {number(replay['loss_tuned'], 3)} "
+            f"after, in nats per token; its slope along Δ at the tuned model, which replay would act against, is "
             f"{number(replay['at_tuned'], 3)}."
         )
         bars.append(_bars("That slope by layer, nats per token", replay["by_layer"], 4))
@@ -216,14 +218,35 @@ def _scatter(points: list[Mapping[str, Any]]) -> Scatter:
         for axis in zip(*((p["own"], p["retention"]["mean"]) for p in points), strict=True)
     )
     (x_of, ticks_x), (y_of, ticks_y) = _axis(xs, 60, 540), _axis(ys, 250, 20)
+    placed = [
+        (x_of(x), y_of(y), plain(p["name"]), bool(p["efficient"])) for x, y, p in zip(xs, ys, points, strict=True)
+    ]
     return Scatter(
         "Own task against retention",
         "own task (score × 100)",
         "retention (%)",
         ticks_x,
         ticks_y,
-        [(x_of(x), y_of(y), plain(p["name"]), bool(p["efficient"])) for x, y, p in zip(xs, ys, points, strict=True)],
+        placed,
+        _labels(placed),
     )
+
+
+def _labels(points: list[tuple[float, float, str, bool]]) -> list[tuple[float, float, str, str]]:
+    """Names of the efficient points, above or below, left or right, wherever there is room; else none."""
+    taken: list[tuple[float, float, float]] = []  # left, right, y
+    found = []
+    for x, y, name, efficient in points:
+        width = 6.5 * len(name)
+        for dx, dy in ((8, -7), (-8, -7), (8, 15), (-8, 15)):
+            left = x + dx if dx > 0 else x + dx - width
+            fits = left > 60 and left + width < 560
+            clear = all(left > right or left + width < begin or abs(y + dy - row) > 13 for begin, right, row in taken)
+            if efficient and fits and clear:
+                taken.append((left, left + width, y + dy))
+                found.append((x + dx, y + dy, "start" if dx > 0 else "end", name))
+                break
+    return found
 
 
 def _axis(values: list[float], start: float, stop: float) -> tuple[Any, list[tuple[float, str]]]:

@@ -35,8 +35,7 @@ def capability_table(verdict: Verdict) -> Table:
         rows.append(
             [
                 plain(record.name),
-                (record.verdict or "not judged")
-                + ("" if record.items_to_decide is None else f" ({record.items_to_decide} items)"),
+                record.verdict or "not judged",
                 str(record.n) + ("" if record.clusters is None else f" in {record.clusters}"),
                 number(100 * record.chance) if share else NONE,
                 number(scale * record.base, digits),
@@ -48,6 +47,7 @@ def capability_table(verdict: Verdict) -> Table:
                 p_value(record.p_mcnemar),
                 p_value(record.p_holm),
                 p_value(record.p_margin),
+                NONE if record.items_to_decide is None else str(record.items_to_decide),
             ]
         )
     if (mean := verdict.mean) is not None:
@@ -66,6 +66,7 @@ def capability_table(verdict: Verdict) -> Table:
                 NONE,
                 p_value(mean.p_holm),
                 p_value(mean.p_margin),
+                NONE,
             ]
         )
     settings = verdict.settings
@@ -77,8 +78,8 @@ def capability_table(verdict: Verdict) -> Table:
         f"{contexts}; difference: tuned − base in points with its {level} interval over items; retention: share of the "
         "base's score above chance; 1→0 / 0→1: items lost and gained; noise: flips of the base against itself at "
         "another batch size; p: McNemar's exact, the test of no difference after Holm's correction over the "
-        f"capabilities and their mean, and that of a loss of {100 * settings.margin:g} points or more. In "
-        "brackets: the items that would decide.",
+        f"capabilities and their mean, and that of a loss of {100 * settings.margin:g} points or more; "
+        "decide: the items that would.",
         [
             "capability",
             "verdict",
@@ -93,6 +94,7 @@ def capability_table(verdict: Verdict) -> Table:
             "p McNemar",
             "p Holm",
             "p margin",
+            "decide",
         ],
         rows,
     )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
 
-def sample_record(task: Task, requests: Sequence[Instance], metric: str) -> dict[str, Any]:
+def sample_record(task: Task, requests: Sequence[Instance], metric: str, value: Any) -> dict[str, Any]:
     """Return the record of one document whose requests hold filtered responses.
 
     It has the keys of lm-eval's ``SampleResult`` (0.4.13), with ``arguments``, ``resps`` and ``target`` in the form
@@ -22,6 +22,7 @@ def sample_record(task: Task, requests: Sequence[Instance], metric: str) -> dict
         task: lm-eval's.
         requests: All of the document's, in the order of its choices.
         metric: The task's metric that is reported.
+        value: What it is of this document.
     """
     from lm_eval.utils import handle_non_serializable
 
@@ -45,7 +46,7 @@ def sample_record(task: Task, requests: Sequence[Instance], metric: str) -> dict
         "doc_hash": _digest(plain),
         "prompt_hash": _digest(str(requests[0].arguments[0])),
         "target_hash": _digest(target),
-        metric: task.process_results(doc, filtered)[metric],
+        metric: value,
     }
 
 

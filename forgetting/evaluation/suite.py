@@ -129,17 +129,22 @@ class Suite:
 
         Returns:
             Pairs of the lm-eval task's name and lm-eval's record of a sample, as ``--log_samples`` writes it.
+
+        Raises:
+            ValueError: if nothing has been evaluated.
         """
         from forgetting.evaluation.samples import sample_record
 
-        return {
-            column.info.name: [
-                (str(task.config.task), sample_record(task, requests, column.metric))
-                for task, documents in column.documents
-                for requests in documents
+        found = {}
+        for column in self._capabilities:
+            if not column.raw:
+                raise ValueError("samples: nothing has been evaluated yet; call evaluate first")
+            documents = [(task, requests) for task, documents in column.documents for requests in documents]
+            found[column.info.name] = [
+                (str(task.config.task), sample_record(task, requests, column.metric, value))
+                for (task, requests), value in zip(documents, column.raw, strict=True)
             ]
-            for column in self._capabilities
-        }
+        return found
 
     def check_length(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise UsageError if the model does not read an item whole: it would read its end alone."""
@@ -180,6 +185,7 @@ class _Capability:
         self, column: TaskGroup, limit: int | None = None, offset: int = 0, prompt: Prompt | None = None
     ) -> None:
         self.tasks = column.tasks
+        self.raw: list[Any] = []  # the metric of each document at the last scoring, as lm-eval gives it
         self.documents: list[tuple[Task, list[list[Instance]]]] = []
         for task in self.tasks:
             with quiet(), compiled_templates():
@@ -214,7 +220,7 @@ class _Capability:
     def part(self, chosen: Sequence[int]) -> _Capability:
         """The same column of the items at these positions, in the order of all."""
         part, wanted, begun = copy.copy(self), set(chosen), 0
-        part.documents = []
+        part.documents, part.raw = [], []
         for task, documents in self.documents:
             kept = [requests for place, requests in enumerate(documents, start=begun) if place in wanted]
             begun += len(documents)
@@ -226,7 +232,7 @@ class _Capability:
 
     def score(self) -> CapabilityScore:
         """Aggregate the responses that the requests hold, after the task's first filter."""
-        raw: list[Any] = []
+        raw = self.raw = []
         for task, documents in self.documents:
             for ensemble in task._filters:  # what apply_filters does, of these requests
                 ensemble.apply([request for requests in documents for request in requests])
