@@ -1,0 +1,100 @@
+"""Drift and advice of a real fine-tune: measured, written as JSON, and shown from that JSON alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from forgetting.audit import extras
+from forgetting.audit.extras import as_json, general_documents, measure_extras
+from forgetting.audit.load import AuditInput, load_input
+from forgetting.audit.page import render_page
+from forgetting.audit.run import audit_samples
+from forgetting.audit.samples import write_samples
+from forgetting.audit.schema import Settings, Verdict
+from forgetting.audit.sections import sections
+from forgetting.cli import main
+from forgetting.errors import UsageError
+from forgetting.models import LoadedModel, load_model
+from tests.audit.conftest import FineTunes
+from tests.audit.panels import panel
+from tests.models_for_tests import tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"DOCUMENTS": 8, "SAMPLES": 2, "LENGTH": 48, "TOKENS": 300}.items():
+        monkeypatch.setattr(extras, name, value)
+
+
+def a_verdict(tmp_path: Path) -> Verdict:
+    for name in ("x", "y"):
+        write_samples(panel(a=np.ones(60)), tmp_path / name, name, "2026-01-31T12-00-00.000000")
+    return audit_samples(tmp_path / "x", tmp_path / "y", Settings()).verdict
+
+
+def test_drift_and_advice_of_a_fine_tune(small: None, fine_tunes: FineTunes, tmp_path: Path) -> None:
+    given = load_input("micro", str(fine_tunes.naive), data=fine_tunes.data, limit=4)
+    said: list[str] = []
+    found = measure_extras(given, advise=True, save_best=tmp_path / "best", say=said.append)
+    assert found.notes == [] and found.drift is not None and found.advice is not None
+    texts = found.drift["texts"]
+    assert set(texts) == {"general text", "the base's own samples", "task_inputs", "task_answers"}
+    assert texts["general text"]["mean"] > 0.01 and texts["general text"]["p999"] is None  # too few tokens for one
+    weights = found.drift["weights"]
+    assert weights["measured_kl"] == texts["general text"]["mean"] and weights["predicted_kl"] > 0
+    assert "advice 1/18, base" in said
+    alpha = found.advice["best"]["alpha"]
+    saved, base, tuned = (load_model(str(m)).model.state_dict() for m in (tmp_path / "best", "micro", fine_tunes.naive))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(saved[name], base[name] + alpha * (tuned[name] - base[name]))
+    # From what verdict.json says, after a round trip, alone.
+    verdict = a_verdict(tmp_path)
+    verdict.drift, verdict.advice = found.drift, found.advice
+    again = Verdict.model_validate_json(verdict.model_dump_json())
+    assert again == verdict
+    drift, advice = sections(again)
+    assert [table.name for table in drift.tables] == ["drift", "weights"] and len(drift.bars[0].rows) == 6
+    assert len(advice.tables[0].rows) == 18 and advice.scatter is not None and len(advice.scatter.points) == 18
+    page = render_page(again, [])
+    assert "What would have helped" in page and "rank 4 of Δ" in page and page.count("<circle") >= 18
+
+
+def test_of_other_tokenizers_nothing_is_compared_by_token(small: None) -> None:
+    base = load_model("micro")
+    other = LoadedModel("other", tiny_llama(), tiny_tokenizer())
+    given = AuditInput(base, other, None, None, 8, False)  # type: ignore[arg-type]  # no suite is read
+    found = measure_extras(given)
+    assert found.drift is not None and found.drift["texts"] is None and found.drift["weights"] is None
+    assert found.drift["bits_per_byte"]["tuned"] > found.drift["bits_per_byte"]["base"] > 0
+    assert len(found.notes) == 1 and found.notes[0].startswith("Weights are not compared: tuned model:")
+    assert general_documents(replace(given, base=other), None) == []  # no text is known of it
+    with pytest.raises(UsageError, match="--advise: needs the own task"):
+        measure_extras(given, advise=True)
+
+
+def test_what_is_not_finite_is_no_json_number() -> None:
+    content = as_json({1: (float("nan"), float("inf"), 2.0), "a": None})
+    assert content == {"1": [None, None, 2.0], "a": None} and json.dumps(content, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--save-best", "best"], "--save-best: is what --advise chooses"),
+        (["--advise"], "--advise: needs the own task"),
+        (["--advise", "--data", "own.jsonl", "--no-drift"], "--no-drift: leaves nothing"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["forgetting", "audit", "micro", "micro", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and said in capsys.readouterr().err
