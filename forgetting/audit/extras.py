@@ -31,7 +31,7 @@ class Extras:
     Attributes:
         drift: ``texts`` (:class:`~forgetting.audit.drift.TextKL` by name), ``weights``
             (:class:`~forgetting.audit.weights.WeightChange`), ``bits_per_byte``, each ``None`` where not measured.
-        advice: :class:`~forgetting.audit.advice.Advice`.
+        advice: :class:`~forgetting.audit.advice.Advice`, and in ``reliability`` what is known of each kind of edit.
         notes: One line per thing that could not be measured, with the reason.
     """
 
@@ -166,6 +166,7 @@ def _advice(
     from lm_eval.models.utils import resolve_max_length
 
     from forgetting.audit.advice import advise, save_best
+    from forgetting.audit.reliability import load_reliability, told
     from forgetting.evaluation.scores import TaskScorer
     from forgetting.tasks.encode import encode_texts
     from forgetting.trainer import padded_batches
@@ -187,4 +188,6 @@ def _advice(
     )
     points = [as_json(point) | {"stands_for": point.stands_for} for point in found.points]
     saved = None if save_to is None else str(save_best(change, base.tokenizer, found.best.alpha, save_to))
-    return as_json(found) | {"points": points, "saved": saved}
+    measured = load_reliability()
+    reliability = {kind: told(kind, measured) for kind in ("interpolation", "revert", "rank", "fisher", "replay")}
+    return as_json(found) | {"points": points, "saved": saved, "reliability": reliability}

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
 Call = Literal["REGRESSED", "RETAINED", "INCONCLUSIVE"]
 
 
@@ -189,10 +188,10 @@ class Verdict(_Part):
         prompts_sha256: Of all that was asked.
         code: Versions, git state, and the command.
         seconds: What the audit took.
-        drift, behaviour, advice: See :mod:`forgetting.audit.sections`; ``None`` where they were not measured.
+        drift, behaviour, advice: See :class:`forgetting.audit.extras.Extras`; ``None`` where they were not measured.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     verdict: Call
     why: str
     items_to_decide: int | None

@@ -54,6 +54,7 @@ class Section:
         name: Of its anchor.
         title: Its heading.
         lead: What it says, before its tables.
+        facts: Terms and what is said of them, after its tables.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     bars: list[Bars] = field(default_factory=list)
     scatter: Scatter | None = None
+    facts: list[tuple[str, str]] = field(default_factory=list)
 
 
 def sections(verdict: Verdict) -> list[Section]:
@@ -209,7 +211,8 @@ def _advice(advice: Mapping[str, Any]) -> Section:
             f"{number(replay['at_tuned'], 3)}."
         )
         bars.append(_bars("That slope by layer, nats per token", replay["by_layer"], 4))
-    return Section("advice", "What would have helped", lead, [table], bars, _scatter(points))
+    facts = [(f"reliability of {plain(kind)}", plain(sentence)) for kind, sentence in advice["reliability"].items()]
+    return Section("advice", "What would have helped", lead, [table], bars, _scatter(points), facts)
 
 
 def _scatter(points: list[Mapping[str, Any]]) -> Scatter:
