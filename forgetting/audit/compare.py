@@ -28,7 +28,7 @@ SCORE_TEST = "score test (Tango 1998)"
 
 @dataclass(frozen=True)
 class Pair:
-    """One capability of both models, oriented so that higher is better.
+    """One capability of both models.
 
     Attributes:
         base, tuned: Of the same items, in the same order.
@@ -42,20 +42,22 @@ class Pair:
     @property
     def outcomes(self) -> tuple[np.ndarray, np.ndarray]:
         """Base and tuned, shape (n,) each."""
-        sign = 1.0 if self.base.higher_is_better else -1.0
-        return sign * self.base.outcomes, sign * self.tuned.outcomes
+        return self.base.outcomes, self.tuned.outcomes
+
+    @property
+    def bounded(self) -> bool:
+        """Whether all outcomes are in [0, 1]."""
+        return all(bool(((x >= 0) & (x <= 1)).all()) for x in self.outcomes)
 
     @property
     def shares(self) -> bool:
-        """Whether all outcomes are scores in [0, 1], higher is better: what a margin is of."""
-        return self.base.higher_is_better and all(
-            bool(((x >= 0) & (x <= 1)).all()) for x in (self.base.outcomes, self.tuned.outcomes)
-        )
+        """Whether all outcomes are scores in [0, 1] and higher is better: what a margin is of."""
+        return self.base.higher_is_better and self.bounded
 
     @property
     def right_or_wrong(self) -> bool:
         """Whether all outcomes are 0 or 1."""
-        return all(bool(np.isin(x, (0.0, 1.0)).all()) for x in (self.base.outcomes, self.tuned.outcomes))
+        return all(bool(np.isin(x, (0.0, 1.0)).all()) for x in self.outcomes)
 
     @property
     def judged(self) -> bool:
@@ -107,7 +109,7 @@ def compare(pair: Pair, settings: Settings, noise: Noise | None = None) -> Capab
         test=SCORE_TEST,
         noise=noise,
     )
-    if not pair.shares:
+    if not pair.bounded:
         test = paired_t(before, after, "items", pair.contexts)
         record.test, record.p_equal = "paired t", None if math.isnan(test.p_value) else test.p_value
         return record
@@ -116,15 +118,16 @@ def compare(pair: Pair, settings: Settings, noise: Noise | None = None) -> Capab
         record.test, record.p_equal = "McNemar, exact", flips.p_value
     else:
         record.p_equal = shares.p_equal()
-    record.p_margin = shares.p_not_above(-settings.margin)
-    record.p_gain = shares.p_not_below(settings.margin)
-    record.p_worst = shares.p_not_above(-settings.worst)
+    if pair.shares:
+        record.p_margin = shares.p_not_above(-settings.margin)
+        record.p_gain = shares.p_not_below(settings.margin)
+        record.p_worst = shares.p_not_above(-settings.worst)
     return record
 
 
 def difference(pair: Pair, level: float) -> Difference:
-    """The paired difference tuned − base with its interval over items, higher is better."""
-    if pair.shares:
+    """The paired difference tuned − base with its interval over items."""
+    if pair.bounded:
         return difference_of(pair.statistics(), level)
     interval = paired_difference(*pair.outcomes, "items", level, pair.contexts)
     undefined = math.isnan(interval.low)

@@ -84,10 +84,10 @@ class Noise(_Part):
 
 
 class Difference(_Part):
-    """Tuned − base, higher is better.
+    """Tuned − base.
 
     Attributes:
-        value: Share of items, or the metric's unit.
+        value: A share of the items, or in the metric's unit.
         low, high: Interval over items at 1 − alpha, of this capability alone; ``None`` where items do not vary.
         method: How the limits were found.
         effective: Independent right-or-wrong items that would have the same variance; ``None`` of other scores.

@@ -1,4 +1,4 @@
-"""Drift and advice in a verdict, as tables and drawings of the report: from ``verdict.json`` alone."""
+"""Drift, behaviour and advice in a verdict, as tables and drawings of the report: from ``verdict.json`` alone."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ def sections(verdict: Verdict) -> list[Section]:
     found = []
     if verdict.drift is not None:
         found.append(_drift(verdict.drift))
+    if verdict.behaviour is not None:
+        found.append(_behaviour(verdict.behaviour))
     if verdict.advice is not None:
         found.append(_advice(verdict.advice))
     return found
@@ -162,6 +164,49 @@ def _layers(weights: Mapping[str, Any]) -> Table:
         ["layer", "weights", "relative", "share", "½ΔθᵀFΔθ", "effective rank", "of"],
         rows,
     )
+
+
+def _behaviour(behaviour: Mapping[str, Any]) -> Section:
+    tables: list[Table] = []
+    if outputs := behaviour.get("outputs"):
+        rows = [
+            [
+                plain(row["name"]).replace("_", " "),
+                str(row["n"]),
+                *(_number(row[key], 3) for key in ("base", "tuned", "difference", "low", "high")),
+            ]
+            for row in outputs["measures"]
+        ]
+        caption = (
+            "Greedy continuations of the own task's prompts: length in tokens, shares that are empty or unfinished, share "
+            "of 4-grams that repeat, distinct n-grams, self-BLEU; difference: tuned − base, with its 95% interval over "
+            "prompts where the measure is a mean over prompts."
+        )
+        tables.append(
+            Table("outputs", caption, ["measure", "prompts", "base", "tuned", "difference", "low", "high"], rows)
+        )
+    if safety := behaviour.get("safety"):
+        rows = [
+            [
+                plain(row["name"]).replace("_", " "),
+                str(row["difference"]["n"]),
+                number(100 * row["base"]),
+                number(100 * row["tuned"]),
+                _interval(row["difference"], 100),
+                f"{row['lost']} / {row['gained']}",
+                f"{row['p_value']:.2g}",
+            ]
+            for row in safety["rates"]
+        ]
+        caption = (
+            "On the prompts given: refusal of harmful prompts, refusal of benign ones (over-refusal), and incoherent "
+            "answers of all, % of prompts; 1→0 / 0→1: prompts of which it was true of the base only, and of the tuned "
+            "model only; p: McNemar's exact. Refusals are found by phrases."
+        )
+        tables.append(
+            Table("safety", caption, ["rate", "prompts", "base", "tuned", "difference", "1→0 / 0→1", "p"], rows)
+        )
+    return Section("behaviour", "Behaviour", "What both models write; it is no part of the verdict.", tables)
 
 
 def _interval(interval: Mapping[str, Any], scale: float) -> str:

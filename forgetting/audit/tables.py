@@ -28,7 +28,7 @@ def capability_table(verdict: Verdict) -> Table:
     """A row per capability, then their mean."""
     rows = []
     for record in verdict.capabilities:
-        share = record.p_margin is not None
+        share = record.difference.effective is not None
         scale, digits = (100.0, 1) if share else (1.0, 3)
         flips = f"{record.lost} / {record.gained}" if record.lost is not None else NONE
         noise = NONE if record.noise is None else str(record.noise.lost + record.noise.gained)

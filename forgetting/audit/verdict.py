@@ -69,7 +69,7 @@ def judge(
             record.why = "not judged: " + (
                 "neither model is above chance by two standard errors"
                 if pair.shares
-                else f"{record.metric} is no share of items, which margins are of"
+                else f"{record.metric} is no share of right items, which margins are of"
             )
     if not judged:
         return Judgement("INCONCLUSIVE", "No capability can be judged: see each one's reason.", None, found, None)

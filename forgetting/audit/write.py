@@ -73,14 +73,14 @@ def item_rows(audit: Audit) -> list[dict[str, Any]]:
 
     Columns: ``capability``, ``task``, ``doc_id``, ``doc_hash``, ``context`` (the label that items share; ``None``
     where none do), ``prompt``, ``choices``, ``target``, and of ``base_`` and ``tuned_``: ``outcome``, ``answer``,
-    ``log_probs`` (of each choice, nats); ``flip`` (``lost``, ``gained`` or empty), and ``noisy``: whether the base
-    model's outcome changed in the A/A run.
+    ``log_probs`` (of each choice, nats); ``flip`` (``lost`` where the outcome fell, ``gained`` where it rose, empty where it
+    did not change or is no share), and ``noisy``: whether the base model's outcome changed in the A/A run.
     """
     rows = []
     for pair in audit.pairs:
         contexts = pair.contexts or [None] * len(pair.base.items)
         for base, tuned, context in zip(pair.base.items, pair.tuned.items, contexts, strict=True):
-            better = (tuned.outcome - base.outcome) * (1 if pair.base.higher_is_better else -1)
+            change = tuned.outcome - base.outcome if pair.bounded else 0.0
             rows.append(
                 {
                     "capability": pair.base.name,
@@ -97,7 +97,7 @@ def item_rows(audit: Audit) -> list[dict[str, Any]]:
                     "tuned_answer": tuned.answer,
                     "base_log_probs": list(base.log_probs),
                     "tuned_log_probs": list(tuned.log_probs),
-                    "flip": "lost" if better < 0 else "gained" if better > 0 else "",
+                    "flip": "lost" if change < 0 else "gained" if change > 0 else "",
                     "noisy": (pair.base.name, *base.key) in audit.noisy,
                 }
             )

@@ -62,8 +62,16 @@ def test_a_perplexity_is_compared_and_has_no_margin() -> None:
     ]
     found = compare(pair(*sides), SETTINGS)
     assert found.p_margin is None and found.lost is None and found.test == "paired t"
-    assert found.difference.value < -0.3 and found.p_equal is not None and found.p_equal < 1e-6
+    assert found.difference.value > 0.3 and found.p_equal is not None and found.p_equal < 1e-6
     assert not pair(*sides).judged
+
+
+def test_a_share_of_which_less_is_better_is_compared_and_not_judged() -> None:
+    base, tuned = flipped(100, right=80, lost=12, gained=4)
+    sides = [capability("bias", x, higher=False, chance=0, metric="pct_stereotype") for x in (base, tuned)]
+    found = compare(pair(*sides), SETTINGS)
+    assert (found.lost, found.gained, found.p_margin) == (12, 4, None) and not pair(*sides).judged
+    assert found.difference.value == pytest.approx(-0.08) and found.p_equal == found.p_mcnemar
 
 
 def test_a_capability_that_neither_model_has_is_not_judged() -> None:
