@@ -72,9 +72,9 @@ def item_rows(audit: Audit) -> list[dict[str, Any]]:
     """A row per capability and item, as ``items.parquet`` holds it.
 
     Columns: ``capability``, ``task``, ``doc_id``, ``doc_hash``, ``context`` (the label that items share; ``None``
-    where none do), ``prompt``, ``choices``, ``target``, and of ``base_`` and ``tuned_``: ``outcome``, ``answer``,
-    ``log_probs`` (of each choice, nats); ``flip`` (``lost`` where the outcome fell, ``gained`` where it rose, empty where it
-    did not change or is no share), and ``noisy``: whether the base model's outcome changed in the A/A run.
+    where none do), ``prompt``, ``choices``, ``target``; of ``base_`` and ``tuned_``: ``outcome``, ``answer`` and
+    ``log_probs`` (of each choice, nats); ``flip``: ``lost`` where the outcome fell, ``gained`` where it rose, empty
+    where it did not change or is no share; ``noisy``: whether the base model's outcome changed in the A/A run.
     """
     rows = []
     for pair in audit.pairs:
