@@ -10,10 +10,10 @@ The embedded decoder is fine-tuned on one task at a time, at two rates; every fi
 (:mod:`forgetting.audit.advice`), and trained again from the base model with the remedy that each edit stands for. What
 an edit predicts is its change against the fine-tune as it is, what retraining gives is the remedy's change against it:
 of retention (share of the base's skill on the probes), and of the own task's score (nats per token of its answers).
-Interpolation at α stands for α times the learning rate; of WiSE-FT it is the definition. A Fisher mask and a strength of
-EWC have no common scale: their correlation says more than their error. Replay has no edit: what it wins back of the loss
-on general text is compared with the rise that the slopes ∇L·Δ foretell. Intervals are over fine-tunes, clustered by task
-(five: few).
+Interpolation at α stands for α times the learning rate; of WiSE-FT it is the definition. A Fisher mask and a strength
+of EWC have no common scale: their correlation says more than their error. Replay has no edit: what it wins back of the
+loss on general text is compared with the rise that the slopes ∇L·Δ foretell. Intervals are over fine-tunes, clustered
+by task (five: few).
 """
 
 from __future__ import annotations

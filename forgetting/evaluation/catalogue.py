@@ -80,6 +80,14 @@ SUITES.add(
         ),
     ),
 )
+SUITES.add(
+    "bias",
+    SuiteDefinition(
+        "BBQ (accuracy) and CrowS-Pairs in English (share of pairs whose stereotype is more probable; .5 is none)",
+        ("bbq", "crows_pairs"),
+        ("bbq", "crows_pairs_english"),
+    ),
+)
 
 
 @dataclass(frozen=True)

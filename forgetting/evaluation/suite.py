@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUITES", "CapabilityScore", "Suite", "SuiteDefinition", "load_suite"]
 
-PREFERRED_METRICS = ("acc", "exact_match")
+PREFERRED_METRICS = ("acc", "exact_match", "pct_stereotype")
 FEWSHOT_SEED = 1234
 """lm-eval's default: the same shots as its command line draws."""
 

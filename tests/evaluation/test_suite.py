@@ -313,12 +313,12 @@ def test_unknown_names_get_the_nearest_one(monkeypatch: pytest.MonkeyPatch) -> N
     for name, near in (("mikro", "micro"), ("blimp_adjunct_iland", "blimp_adjunct_island"), ("truthqa", "truthfulqa")):
         with pytest.raises(UsageError, match=f"unknown suite or task {name!r}; did you mean {near!r}"):
             load_suite([name])
-    with pytest.raises(UsageError, match="suites: blimp, micro, standard; or an lm-eval task's name"):
+    with pytest.raises(UsageError, match="suites: bias, blimp, micro, standard; or an lm-eval task's name"):
         load_suite(["zzzzzzzzzz"])
 
 
 def test_suites_are_described() -> None:
-    assert list(SUITES) == ["blimp", "micro", "standard"]
+    assert list(SUITES) == ["bias", "blimp", "micro", "standard"]
     assert all(SUITES.get(name).description for name in SUITES)
 
 
