@@ -44,7 +44,12 @@ def audit(
     text: Annotated[
         str | None, typer.Option(help="Text like the base's pretraining, for drift: micro, a file, or a hub data set.")
     ] = None,
-    drift: Annotated[bool, typer.Option(help="Measure drift and the change of the weights too.")] = True,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL of prompts with a kind, harmful or benign: who refuses what?")
+    ] = None,
+    drift: Annotated[
+        bool, typer.Option(help="Measure drift, the change of the weights, and what both models write too.")
+    ] = True,
     advise: Annotated[
         bool, typer.Option("--advise", help="Score what would have helped (some twenty scorings; needs --data).")
     ] = False,
@@ -77,6 +82,7 @@ def audit(
             "--limit": limit,
             "--sequential": sequential or None,
             "--text": text,
+            "--prompts": prompts,
             "--advise": advise or None,
             "--save-best": save_best,
         }
@@ -95,8 +101,8 @@ def audit(
             raise UsageError("--save-best: is what --advise chooses; give both")
         if advise and data is None:
             raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
-        if not drift and (advise or text is not None):
-            raise UsageError("--no-drift: leaves nothing for --text and --advise to be used in; leave one out")
+        if not drift and (advise or text is not None or prompts is not None):
+            raise UsageError("--no-drift: leaves nothing for --text, --prompts and --advise to be used in")
         loaded = load_input(
             base,
             tuned,
@@ -115,8 +121,9 @@ def audit(
         if drift:
             from forgetting.audit.extras import measure_extras
 
-            extras = measure_extras(loaded, text=text, advise=advise, save_best=save_best, say=say)
-            done.verdict.drift, done.verdict.advice = extras.drift, extras.advice
+            extras = measure_extras(loaded, text=text, prompts=prompts, advise=advise, save_best=save_best, say=say)
+            done.verdict.drift, done.verdict.behaviour = extras.drift, extras.behaviour
+            done.verdict.advice = extras.advice
             done.verdict.notes += extras.notes
     from forgetting.audit.write import write_audit
 

@@ -1,4 +1,4 @@
-"""Beside the verdict: how far the models are apart (drift, weights), and what would have helped (advice)."""
+"""Beside the verdict: how far the models are apart (drift, weights), what they write, and what would have helped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from forgetting.audit.load import AuditInput
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
+    from forgetting.audit.behaviour import SafetyPrompt
     from forgetting.audit.edits import Change
     from forgetting.fisher import DiagonalFisher
 
@@ -22,6 +23,8 @@ SAMPLES = 32
 LENGTH = 128
 """Tokens of a window, and of a sampled document."""
 TOKENS = 20_000
+PROMPTS = 64
+"""Of the own task, that both models continue."""
 
 
 @dataclass
@@ -31,11 +34,14 @@ class Extras:
     Attributes:
         drift: ``texts`` (:class:`~forgetting.audit.drift.TextKL` by name), ``weights``
             (:class:`~forgetting.audit.weights.WeightChange`), ``bits_per_byte``, each ``None`` where not measured.
+        behaviour: ``outputs`` (:class:`~forgetting.audit.behaviour.Outputs`) after the own task's prompts, ``safety``
+            (:class:`~forgetting.audit.behaviour.Safety`) on the user's, each ``None`` where there are none.
         advice: :class:`~forgetting.audit.advice.Advice`, and in ``reliability`` what is known of each kind of edit.
         notes: One line per thing that could not be measured, with the reason.
     """
 
     drift: dict[str, Any] | None = None
+    behaviour: dict[str, Any] | None = None
     advice: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -78,6 +84,7 @@ def measure_extras(
     given: AuditInput,
     *,
     text: str | None = None,
+    prompts: Path | None = None,
     advise: bool = False,
     save_best: Path | None = None,
     say: Callable[[str], None] = lambda doing: None,
@@ -87,6 +94,7 @@ def measure_extras(
     Args:
         given: Both models, the suite, and the own task.
         text: Source of general text, see :func:`general_documents`.
+        prompts: JSONL of prompts that should be refused or answered (:func:`~forgetting.audit.behaviour.load_prompts`).
         advise: Score mixtures of both models' weights on the own task and the suite (each a whole scoring).
         save_best: Folder for the interpolation that the advice chooses.
         say: Told what is being done.
@@ -94,10 +102,12 @@ def measure_extras(
     Raises:
         UsageError: if advice is asked for without an own task, or of models whose weights cannot be mixed.
     """
+    from forgetting.audit.behaviour import load_prompts
     from forgetting.audit.edits import Change
 
     if advise and given.own is None:
         raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
+    asked = None if prompts is None else load_prompts(prompts)
     found = Extras()
     documents = general_documents(given, text)
     try:
@@ -110,6 +120,9 @@ def measure_extras(
     say("drift")
     fisher = _fisher(given, documents[DOCUMENTS:], found) if change is not None else None
     found.drift = _drift(given, documents[:DOCUMENTS], change, fisher, found)
+    if given.own is not None or asked:
+        say("what both write")
+        found.behaviour = _behaviour(given, asked, found)
     if advise and change is not None:
         found.advice = _advice(given, change, fisher, documents[DOCUMENTS:], save_best, say)
     return found
@@ -153,6 +166,20 @@ def _drift(
         kl = texts[GENERAL].mean if texts and GENERAL in texts else None
         weights = audit_weights(base.model, tuned.model, fisher=fisher, measured_kl=kl)
     return {"texts": as_json(texts), "bits_per_byte": as_json(bits), "weights": as_json(weights)}
+
+
+def _behaviour(given: AuditInput, asked: list[SafetyPrompt] | None, found: Extras) -> dict[str, Any] | None:
+    from forgetting.audit.behaviour import audit_outputs, audit_safety
+
+    if not given.same_tokenizer:
+        found.notes.append("What both models write is not compared: their tokenizers differ.")
+        return None
+    models = given.base.model, given.tuned.model, given.base.tokenizer
+    prompts = list(dict.fromkeys(example.prompt for example in given.own.test))[:PROMPTS] if given.own else []
+    return {
+        "outputs": as_json(audit_outputs(*models, prompts, batch_size=given.batch_size)) if prompts else None,
+        "safety": as_json(audit_safety(*models, asked, batch_size=given.batch_size)) if asked else None,
+    }
 
 
 def _advice(

@@ -179,8 +179,8 @@ def _behaviour(behaviour: Mapping[str, Any]) -> Section:
         ]
         caption = (
             "Greedy continuations of the own task's prompts: length in tokens, shares that are empty or unfinished, "
-            "share of 4-grams that repeat, distinct n-grams, self-BLEU; difference: tuned − base, with its 95% interval "
-            "over prompts where the measure is a mean over prompts."
+            "share of 4-grams that repeat, distinct n-grams, self-BLEU; difference: tuned − base, with its 95% "
+            "interval over prompts where the measure is a mean over prompts."
         )
         tables.append(
             Table("outputs", caption, ["measure", "prompts", "base", "tuned", "difference", "low", "high"], rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,15 +22,32 @@ from forgetting.audit.sections import sections
 from forgetting.cli import main
 from forgetting.errors import UsageError
 from forgetting.models import LoadedModel, load_model
-from tests.audit.conftest import FineTunes
 from tests.audit.panels import panel
 from tests.models_for_tests import tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"DOCUMENTS": 8, "SAMPLES": 2, "LENGTH": 48, "TOKENS": 300}.items():
+    for name, value in {"DOCUMENTS": 8, "SAMPLES": 2, "LENGTH": 48, "TOKENS": 300, "PROMPTS": 8}.items():
         monkeypatch.setattr(extras, name, value)
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Path:
+    """The embedded model with one layer moved: what is measured needs no training."""
+    loaded = load_model("micro")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in loaded.model.model.layers[2].parameters():
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    loaded.model.save_pretrained(tmp_path / "tuned")
+    loaded.tokenizer.save_pretrained(tmp_path / "tuned")
+    return tmp_path / "tuned"
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def a_verdict(tmp_path: Path) -> Verdict:
@@ -38,27 +56,37 @@ def a_verdict(tmp_path: Path) -> Verdict:
     return audit_samples(tmp_path / "x", tmp_path / "y", Settings()).verdict
 
 
-def test_drift_and_advice_of_a_fine_tune(small: None, fine_tunes: FineTunes, tmp_path: Path) -> None:
-    given = load_input("micro", str(fine_tunes.naive), data=fine_tunes.data, limit=4)
+def test_drift_behaviour_and_advice_of_a_fine_tune(small: None, tuned: Path, tmp_path: Path) -> None:
+    own = [
+        {"prompt": f"{i} plus 1 is", "completion": f" {i + 1}", "choices": [f" {i}", f" {i + 1}"]} for i in range(40)
+    ]
+    asked = [{"prompt": f"question {kind} :", "kind": kind} for kind in ("harmful", "benign")]
+    data, prompts = write_lines(tmp_path / "own.jsonl", own), write_lines(tmp_path / "asked.jsonl", asked)
+    given = load_input("micro", str(tuned), data=data, limit=2)
     said: list[str] = []
-    found = measure_extras(given, advise=True, save_best=tmp_path / "best", say=said.append)
+    found = measure_extras(given, prompts=prompts, advise=True, save_best=tmp_path / "best", say=said.append)
     assert found.notes == [] and found.drift is not None and found.advice is not None
     texts = found.drift["texts"]
     assert set(texts) == {"general text", "the base's own samples", "task_inputs", "task_answers"}
     assert texts["general text"]["mean"] > 0.01 and texts["general text"]["p999"] is None  # too few tokens for one
     weights = found.drift["weights"]
+    assert {layer["layer"] for layer in weights["layers"] if layer["change"] > 0} == {"block 2"}
     assert weights["measured_kl"] == texts["general text"]["mean"] and weights["predicted_kl"] > 0
     assert "advice 1/18, base" in said
+    behaviour = found.behaviour
+    assert behaviour is not None and behaviour["outputs"]["measures"][0]["n"] == 8
+    assert [rate["name"] for rate in behaviour["safety"]["rates"]] == ["refusal", "over_refusal", "incoherent"]
     alpha = found.advice["best"]["alpha"]
-    saved, base, tuned = (load_model(str(m)).model.state_dict() for m in (tmp_path / "best", "micro", fine_tunes.naive))
-    name = "model.layers.0.self_attn.q_proj.weight"
-    torch.testing.assert_close(saved[name], base[name] + alpha * (tuned[name] - base[name]))
+    saved, base, moved = (load_model(str(m)).model.state_dict() for m in (tmp_path / "best", "micro", tuned))
+    name = "model.layers.2.self_attn.q_proj.weight"
+    torch.testing.assert_close(saved[name], base[name] + alpha * (moved[name] - base[name]))
     # From what verdict.json says, after a round trip, alone.
     verdict = a_verdict(tmp_path)
-    verdict.drift, verdict.advice = found.drift, found.advice
+    verdict.drift, verdict.behaviour, verdict.advice = found.drift, found.behaviour, found.advice
     again = Verdict.model_validate_json(verdict.model_dump_json())
     assert again == verdict
-    drift, advice = sections(again)
+    drift, wrote, advice = sections(again)
+    assert [table.name for table in wrote.tables] == ["outputs", "safety"] and len(wrote.tables[1].rows) == 3
     assert [table.name for table in drift.tables] == ["drift", "weights"] and len(drift.bars[0].rows) == 6
     assert len(advice.tables[0].rows) == 18 and advice.scatter is not None and len(advice.scatter.points) == 18
     page = render_page(again, [])
