@@ -26,7 +26,8 @@ def audit(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="JSONL of the own task: what was learned is scored too.")] = None,
     suite: Annotated[
-        list[str] | None, typer.Option(help="Capability suite, lm-eval task, or folder of YAML; repeatable.")
+        list[str] | None,
+        typer.Option(help="Capability suite, lm-eval task, or folder of YAML; repeatable (micro's by default)."),
     ] = None,
     suite_dir: Annotated[Path | None, typer.Option(help="Local folder with the suites' data.")] = None,
     limit: Annotated[int | None, typer.Option(min=2, help="Items per lm-eval task.")] = None,
@@ -103,6 +104,13 @@ def audit(
             raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
         if not drift and (advise or text is not None or prompts is not None):
             raise UsageError("--no-drift: leaves nothing for --text, --prompts and --advise to be used in")
+        from forgetting.models import EMBEDDED
+
+        if not suite and base not in EMBEDDED:
+            raise UsageError(
+                f"--suite: is not given, and what {base!r} could do is not known here; give capabilities that it has, "
+                "such as --suite arc_easy --suite piqa"
+            )
         loaded = load_input(
             base,
             tuned,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -218,14 +218,6 @@ def paired(base: Panel, tuned: Panel) -> list[tuple[Measured, Measured]]:
                 )
         pairs.append((first, second))
     return pairs
-
-
-def selected(panel: Panel, chosen: Mapping[str, Sequence[int]]) -> Panel:
-    """Return the items at some positions of each capability that is named."""
-    return {
-        name: replace(panel[name], items=tuple(panel[name].items[place] for place in sorted(places)))
-        for name, places in chosen.items()
-    }
 
 
 def prompts_digest(panel: Panel) -> str:

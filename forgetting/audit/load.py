@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from forgetting.evaluation.suite import Suite
     from forgetting.tasks.task import Task
 
+PROBE = "The cat's 3 hats, naïve: 1,024 µm?\n\tdef f(x): return x"
+"""A text that tokenizers of one vocabulary and two ways to split would split in two ways."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -73,6 +75,7 @@ def load_input(
     Raises:
         UsageError: if a model, an adapter, a suite or the data cannot be used.
     """
+    from forgetting.audit.drift import same_tokenizer
     from forgetting.evaluation.suite import load_suite
 
     first = load_model(base, trust_remote_code=trust_remote_code)
@@ -86,7 +89,7 @@ def load_input(
         second = load_model(tuned, trust_remote_code=trust_remote_code)
     if second.family != first.family:
         raise UsageError(f"tuned {tuned!r}: is of the family {second.family!r}, and base {base!r} of {first.family!r}")
-    alike = same_tokenizer(first.tokenizer, second.tokenizer)
+    alike = same_tokenizer(first.tokenizer, second.tokenizer, [PROBE])
     if alike:  # one object: the suite is tokenised once
         second = replace(second, tokenizer=first.tokenizer)
     return AuditInput(
@@ -142,14 +145,6 @@ def _merged(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
         )
     model = wrapped.merge_and_unload().eval()
     return LoadedModel(name=name, model=model, tokenizer=tokenizer, family=base.family)
-
-
-def same_tokenizer(first: Any, second: Any) -> bool:
-    """Whether two tokenizers have one vocabulary and one way to split."""
-    if first is second:
-        return True
-    probe = "The cat's 3 hats, naïve: 1,024 µm?\n\tdef f(x): return x"
-    return first.get_vocab() == second.get_vocab() and first(probe)["input_ids"] == second(probe)["input_ids"]
 
 
 def weights_digest(model: nn.Module) -> str:

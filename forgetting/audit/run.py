@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,8 +145,6 @@ def _verdict(
 
 def _joined(panel: Panel, more: Panel) -> Panel:
     """A panel with more items; capabilities in the order in which they came, items in that of their numbers."""
-    from dataclasses import replace
-
     joined = dict(panel)
     for name, found in more.items():
         if name in joined:

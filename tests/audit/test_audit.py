@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from forgetting.audit.load import AuditInput, load_input, same_tokenizer, weights_digest
+from forgetting.audit.load import AuditInput, load_input, weights_digest
 from forgetting.audit.run import Audit, audit_models, audit_samples
 from forgetting.audit.schema import Settings
 from forgetting.audit.write import write_audit
@@ -18,7 +18,6 @@ from forgetting.errors import UsageError
 from forgetting.evaluation.suite import load_suite
 from forgetting.models import LoadedModel, load_model
 from tests.audit.conftest import FineTunes
-from tests.models_for_tests import tiny_tokenizer
 
 LIMIT = 100
 
@@ -134,8 +133,3 @@ def test_adapters_that_cannot_be_used_are_refused(base: LoadedModel, tmp_path: P
     (tmp_path / "adapter_config.json").write_text("[1]")
     with pytest.raises(UsageError, match=r"adapter_config\.json is not a JSON object"):
         load_input("micro", str(tmp_path), limit=2)
-
-
-def test_tokenizers_are_the_same_only_where_they_split_alike(base: LoadedModel) -> None:
-    assert same_tokenizer(base.tokenizer, copy.deepcopy(base.tokenizer))
-    assert not same_tokenizer(base.tokenizer, tiny_tokenizer())

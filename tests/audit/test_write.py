@@ -105,6 +105,7 @@ def test_the_page_shows_the_flips_that_moved_furthest(tmp_path: Path) -> None:
     [
         ([], "give BASE and TUNED, or --from-samples"),
         (["micro"], "give BASE and TUNED, or --from-samples"),
+        (["./mine", "./tuned"], "--suite: is not given, and what './mine' could do is not known"),
         (["micro", "micro", "--margin", "3"], "--margin 3.0: is not between 0 and 1"),
         (["micro", "micro", "--alpha", "0.7"], "--alpha 0.7"),
         (["--from-samples", "a", "b", "--limit", "5"], "--from-samples: compares logs, and --limit is of models"),
