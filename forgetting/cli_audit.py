@@ -147,12 +147,13 @@ def _print(done: Audit, paths: AuditPaths) -> None:
 
     from forgetting.audit.tables import capability_table
 
-    wanted = ("capability", "verdict", "items", "base", "tuned", "difference", "1→0 / 0→1", "decide")
+    wanted = ("capability", "verdict", "base", "tuned", "difference", "1→0 / 0→1", "decide")
     table = capability_table(done.verdict)
     places = [table.columns.index(name) for name in wanted]
-    shown = RichTable(box=None, pad_edge=False)
+    shown = RichTable(box=None, pad_edge=False, collapse_padding=True)
     for name in wanted:
-        shown.add_column(Text(name), justify="left" if name in wanted[:2] else "right")
+        left = name in wanted[:2]
+        shown.add_column(Text(name), justify="left" if left else "right", no_wrap=name != "capability", overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(row[place]) for place in places))
     console = Console()

@@ -102,20 +102,25 @@ class PairedShares:
         Raises:
             ValueError: if the level is not between 0 and 1.
         """
-        from scipy import optimize, stats
+        from scipy import stats
 
         check_probability("level", level)
         if self.df < 1:
             return -1.0, 1.0
         critical = float(stats.t.ppf((1 + level) / 2, self.df))
-        ends = []
-        for sign, edge in ((1, -1 + _EDGE), (-1, 1 - _EDGE)):
-            if sign * self._z(edge) <= critical:  # even the end of the scale is not rejected
-                ends.append(float(np.sign(edge)))
-                continue
-            limits = sorted((edge, self.difference))
-            ends.append(float(optimize.brentq(lambda d, s=sign: s * self._z(d) - critical, *limits)))  # type: ignore[misc]
-        return ends[0], ends[1]
+        return self._end(1, critical), self._end(-1, critical)
+
+    def _end(self, sign: int, critical: float) -> float:
+        """The lower (sign 1) or upper (−1) limit: where the test's statistic is the critical value."""
+        from scipy import optimize
+
+        def beyond(difference: float) -> float:
+            return sign * self._z(difference) - critical
+
+        edge = -sign * (1 - _EDGE)
+        if beyond(edge) <= 0:  # even the end of the scale is not rejected
+            return float(-sign)
+        return float(optimize.brentq(beyond, min(edge, self.difference), max(edge, self.difference)))
 
 
 def paired_shares(

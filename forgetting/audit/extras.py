@@ -15,6 +15,7 @@ from forgetting.errors import UsageError
 if TYPE_CHECKING:
     from forgetting.audit.behaviour import SafetyPrompt
     from forgetting.audit.edits import Change
+    from forgetting.evaluation.drift import DriftMeter
     from forgetting.fisher import DiagonalFisher
 
 DOCUMENTS = 128
@@ -151,11 +152,13 @@ def _drift(
     base, tuned = given.base, given.tuned
     if given.same_tokenizer:
         options: dict[str, Any] = {"max_length": LENGTH, "max_tokens": TOKENS, "batch_size": given.batch_size}
+        meter: DriftMeter | None = None
         try:
             meter = audit_meter(base.model, base.tokenizer, general, samples=SAMPLES, **options)
         except UsageError as error:
             found.notes.append(f"No drift on the base's own samples: {error}.")
-            meter = audit_meter(base.model, base.tokenizer, general, samples=0, **options) if general else None
+            if general:
+                meter = audit_meter(base.model, base.tokenizer, general, samples=0, **options)
         if meter is not None:
             texts = audit_drift(meter, tuned.model, given.own.test if given.own else ())
     elif documents:

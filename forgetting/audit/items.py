@@ -173,10 +173,11 @@ def clusters(items: Sequence[Item], field: str | None = None) -> list[str] | Non
     Returns:
         A label per item, or ``None`` where no two items share a context.
     """
-    documents = [item.sample.get("doc") if isinstance(item.sample.get("doc"), dict) else {} for item in items]
-    names = [field] if field else list(dict.fromkeys(name for doc in documents for name in doc or {}))
+    given = [item.sample.get("doc") for item in items]
+    documents: list[dict[str, Any]] = [doc if isinstance(doc, dict) else {} for doc in given]
+    names = [field] if field else list(dict.fromkeys(name for doc in documents for name in doc))
     for name in names:
-        values = [str((doc or {}).get(name, "")) for doc in documents]
+        values = [str(doc.get(name, "")) for doc in documents]
         long = [value for value in values if value and (field or len(value) >= CONTEXT_LENGTH)]
         if len(set(values)) > 1 and len(set(long)) < len(long):
             return [

@@ -161,7 +161,8 @@ def _overall(
     on_average = _call(mean, alpha)
     if lost or on_average == "REGRESSED":
         where = ", ".join(f"{record.name} ({points(record.difference.value)})" for record in lost)
-        why = f"Lost beyond chance: {where or 'the mean, no capability by itself'}; {change}."
+        also = ", beyond chance too" if lost and on_average == "REGRESSED" else ""
+        why = f"Lost beyond chance: {where or 'the mean, no capability by itself'}; {change}{also}."
         return Judgement("REGRESSED", why, None, found, mean)
     exposed = [record for record in judged if record.p_worst is None or record.p_worst > alpha]
     if on_average == "RETAINED" and not exposed:

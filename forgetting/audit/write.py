@@ -78,7 +78,7 @@ def item_rows(audit: Audit) -> list[dict[str, Any]]:
     """
     rows = []
     for pair in audit.pairs:
-        contexts = pair.contexts or [None] * len(pair.base.items)
+        contexts: list[str] | list[None] = pair.contexts or [None] * len(pair.base.items)
         for base, tuned, context in zip(pair.base.items, pair.tuned.items, contexts, strict=True):
             change = tuned.outcome - base.outcome if pair.bounded else 0.0
             rows.append(
