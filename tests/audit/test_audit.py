@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from forgetting.audit.items import paired
 from forgetting.audit.load import AuditInput, load_input, weights_digest
+from forgetting.audit.measure import measure
 from forgetting.audit.run import Audit, audit_models, audit_samples
+from forgetting.audit.samples import read_samples
 from forgetting.audit.schema import Settings
 from forgetting.audit.write import write_audit
 from forgetting.errors import UsageError
+from forgetting.evaluation.lm import SharedContextLM
 from forgetting.evaluation.suite import load_suite
+from forgetting.micro.probes import probe_directory
 from forgetting.models import LoadedModel, load_model
 from tests.audit.conftest import FineTunes
 
@@ -95,6 +100,34 @@ def test_its_logs_are_lm_evals_and_give_the_same_verdict(audits: dict[str, Audit
     assert set(SampleResult.__annotations__) <= set(line) and line["acc"] in (0.0, 1.0)
     page = paths.page.read_text()
     assert "REGRESSED" in page and '<article class="flip lost"' in page and str(paths.page.parent) not in page
+
+
+def test_what_lm_eval_itself_writes_is_read_as_what_is_measured_here(base: LoadedModel, tmp_path: Path) -> None:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(probe_directory()), include_defaults=False)
+    lm = SharedContextLM(base.model, base.tokenizer)
+    results: Any = simple_evaluate(
+        model=lm, tasks=["micro_facts"], task_manager=manager, limit=8, log_samples=True, bootstrap_iters=0
+    )
+    tracker, samples = EvaluationTracker(output_path=str(tmp_path)), results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    tracker.save_results_samples("micro_facts", samples["micro_facts"])
+    theirs = read_samples(tmp_path)[0]["micro_facts"]
+    ours = measure(base, load_suite(["micro_facts"], limit=8), 64)["micro_facts"]
+    assert (theirs.metric, theirs.chance, theirs.higher_is_better) == ("acc", 0.25, True)
+    for one, two in zip(theirs.items, ours.items, strict=True):
+        assert (one.key, one.doc_hash, one.prompt_hash, one.outcome) == (
+            two.key,
+            two.doc_hash,
+            two.prompt_hash,
+            two.outcome,
+        )
+        assert (one.prompt, one.choices, one.target) == (two.prompt, two.choices, two.target)
+        assert one.log_probs == pytest.approx(two.log_probs, abs=1e-4)
+    assert len(paired({"micro_facts": theirs}, {"micro_facts": ours})) == 1
 
 
 def adapter(base: LoadedModel, folder: Path) -> Any:
