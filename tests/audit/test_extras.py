@@ -68,7 +68,7 @@ def test_drift_behaviour_and_advice_of_a_fine_tune(small: None, tuned: Path, tmp
     assert found.notes == [] and found.drift is not None and found.advice is not None
     texts = found.drift["texts"]
     assert set(texts) == {"general text", "the base's own samples", "task_inputs", "task_answers"}
-    assert texts["general text"]["mean"] > 0.01 and texts["general text"]["p999"] is None  # too few tokens for one
+    assert texts["general text"]["mean"] > 1e-4 and texts["general text"]["p999"] is None  # too few tokens for one
     weights = found.drift["weights"]
     assert {layer["layer"] for layer in weights["layers"] if layer["change"] > 0} == {"block 2"}
     assert weights["measured_kl"] == texts["general text"]["mean"] and weights["predicted_kl"] > 0

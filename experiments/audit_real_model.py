@@ -1,0 +1,106 @@
+"""An audit of a real model's fine-tunes: stories260K against its full fine-tune on agnews, and against a LoRA adapter.
+
+Model: stories260K (a Llama of 260,032 parameters pretrained on TinyStories by Karpathy, MIT). Own task: agnews of the
+long-sequence benchmark (O-LoRA, arXiv 2310.14152), 100 steps, the rates of ``results/real_model``. Capabilities: the
+BLiMP paradigms (arXiv 1912.00582) on which ``results/real_model`` found the base model above 70%. General text: a
+sample of TinyStories. Command (the data are not part of the package)::
+
+    python experiments/audit_real_model.py --data ../shared/data
+
+It writes the fine-tunes to ``build/audit``, and verdict, items, report, card and table of both audits to
+``results/audit``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+from pathlib import Path
+
+from forgetting.audit.extras import measure_extras
+from forgetting.audit.load import load_input
+from forgetting.audit.run import audit_models
+from forgetting.audit.schema import Settings
+from forgetting.audit.write import write_audit
+from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
+from forgetting.mitigations import build_mitigation
+from forgetting.results import ResultStore
+from forgetting.run import prepare, run_context, train_task
+
+MITIGATIONS = {"naive": "naive", "lora": "lora:r=8,lr_factor=10"}
+TESTED = 300
+"""Items of agnews' test split that are the own task."""
+LIMIT = 200
+"""Items of each paradigm."""
+THRESHOLD = 0.70
+
+
+def fine_tune(data: Path, folder: Path) -> Path:
+    """Train and save both fine-tunes; the own task's items are written beside them, as the audit reads them."""
+    study = StudyConfig(
+        name="audit-real-model",
+        model=str(data / "stories260K-hf"),
+        sequence=SequenceConfig(
+            name="long-sequence",
+            data_dir=str(data / "long_sequence"),
+            tasks=("agnews",),
+            train_size=1600,
+            test_size=5 * TESTED,  # the audit tests on a fifth of a file
+        ),
+        mitigations=tuple(MITIGATIONS.values()),
+        training=TrainingConfig(learning_rate=3e-4, steps=100, batch_size=16, max_length=128),
+        evaluation=EvaluationConfig(limit=1, drift=False),
+        pretraining=PretrainingConfig(source=str(data / "text" / "tinystories_sample.txt"), documents=4),
+    )
+    store = ResultStore.create(folder / "study", study)
+    for run, name in zip(study.runs(), MITIGATIONS, strict=True):
+        setting = prepare(run, store)
+        mitigation = build_mitigation(run.mitigation)
+        model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(run, setting))
+        model, _ = train_task(run, setting, mitigation, model, 0, lambda step, steps: None)
+        model.save_pretrained(folder / name)
+        setting.base.tokenizer.save_pretrained(folder / name)
+    (task,) = setting.sequence.tasks
+    rows = [{"prompt": e.prompt, "completion": e.completion, "choices": list(e.choices or ())} for e in task.test]
+    own = folder / "agnews.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return own
+
+
+def main() -> None:
+    """Fine-tune, audit, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with stories260K-hf, long_sequence, blimp, text"
+    )
+    parser.add_argument("--models", type=Path, default=Path("build/audit"), help="folder for the fine-tunes")
+    parser.add_argument("--output", type=Path, default=Path("results/audit"))
+    arguments = parser.parse_args()
+    data, models = arguments.data, arguments.models
+    shutil.rmtree(models, ignore_errors=True)
+    own = fine_tune(data, models)
+    table = json.loads(Path("results/real_model/base_blimp.json").read_text(encoding="utf-8"))
+    paradigms = [f"blimp_{name}" for name, score in sorted(table.items()) if score > THRESHOLD]
+    settings = Settings(limit=LIMIT)
+    for name in MITIGATIONS:
+        given = load_input(
+            str(data / "stories260K-hf"),
+            str(models / name),
+            suite=paradigms,
+            suite_dir=data / "blimp",
+            data=own,
+            limit=LIMIT,
+        )
+        done = audit_models(given, settings, print)
+        extras = measure_extras(given, text=str(data / "text" / "tinystories_sample.txt"), advise=True, say=print)
+        done.verdict.drift, done.verdict.behaviour, done.verdict.advice = extras.drift, extras.behaviour, extras.advice
+        done.verdict.notes += extras.notes
+        paths = write_audit(done, arguments.output / name)
+        shutil.rmtree(paths.samples)  # megabytes, and all of it is in items.parquet
+        print(name, done.verdict.verdict, done.verdict.why)
+
+
+if __name__ == "__main__":
+    main()
