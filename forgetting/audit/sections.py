@@ -210,6 +210,8 @@ def _behaviour(behaviour: Mapping[str, Any]) -> Section:
 
 
 def _interval(interval: Mapping[str, Any], scale: float) -> str:
+    if interval["mean"] is None:
+        return NONE
     mean = number(scale * interval["mean"])
     if interval["low"] is None or interval["high"] is None:
         return mean
