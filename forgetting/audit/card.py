@@ -115,7 +115,7 @@ def model_card(verdict: Verdict) -> str:
                 ),
                 ("error rate", f"{settings.alpha:g} of either false verdict"),
                 ("sequential", f"{len(verdict.looks)} looks" if verdict.looks else "no"),
-                ("code", json.dumps({key: verdict.code.get(key) for key in ("package", "git", "libraries")})),
+                ("code", json.dumps({key: verdict.code.get(key) for key in ("package", "git", "sha256", "libraries")})),
                 ("command", " ".join(map(str, verdict.code.get("command", [])))),
                 ("date", verdict.code.get("started", UNKNOWN)),
                 ("seconds", number(verdict.seconds)),

@@ -171,6 +171,7 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
         ),
         ("command", " ".join(map(str, code.get("command", [])))),
         ("package", f"{code.get('package')}, git {git.get('commit')}{' (changed)' if git.get('dirty') else ''}"),
+        ("package, SHA-256", str(code.get("sha256"))),
         ("libraries", ", ".join(f"{name} {version}" for name, version in libraries.items() if version)),
         ("begun", f"{code.get('started')}, {number(verdict.seconds, 0)} seconds"),
     ]

@@ -13,7 +13,7 @@ from forgetting.audit.compare import Pair, noise_floor, pair
 from forgetting.audit.items import Panel, paired, prompts_digest
 from forgetting.audit.schema import Look, Noise, Settings, Side, Verdict
 from forgetting.audit.verdict import Judgement, judge
-from forgetting.provenance import code_state
+from forgetting.provenance import code_state, source_digest
 
 if TYPE_CHECKING:
     from forgetting.audit.load import AuditInput
@@ -137,7 +137,7 @@ def _verdict(
         mean=judgement.mean,
         notes=notes,
         prompts_sha256=prompts_digest({each.base.name: each.base for each in pairs}),
-        code=code_state(),
+        code={**code_state(), "sha256": source_digest()},
         seconds=time.perf_counter() - begun,
         **more,
     )

@@ -186,7 +186,7 @@ class Verdict(_Part):
         verdict, why: The conclusion, and the reason in one sentence.
         items_to_decide: Items per capability at which an INCONCLUSIVE audit would be decided.
         prompts_sha256: Of all that was asked.
-        code: Versions, git state, and the command.
+        code: Versions, git state, SHA-256 of the package's files, and the command.
         seconds: What the audit took.
         drift, behaviour, advice: See :class:`forgetting.audit.extras.Extras`; ``None`` where they were not measured.
     """
