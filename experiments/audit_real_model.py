@@ -32,7 +32,7 @@ from forgetting.run import prepare, run_context, train_task
 MITIGATIONS = {"naive": "naive", "lora": "lora:r=8,lr_factor=10"}
 TESTED = 300
 """Items of agnews' test split that are the own task."""
-LIMIT = 200
+LIMIT = 100
 """Items of each paradigm."""
 THRESHOLD = 0.70
 
