@@ -41,8 +41,10 @@ class _Windows:
 class TokenDrift:
     """A text's N predicted tokens one by one, under the base model's distribution p and the tuned one's q.
 
+    Where one of the two has more outputs (rows of padding beyond the tokenizer's), both are of those that they share.
+
     Attributes:
-        kl: KL(p ‖ q) over the whole vocabulary, nats, (N,); in float32 it may lie a rounding error below 0.
+        kl: KL(p ‖ q) over the vocabulary, nats, (N,); in float32 it may lie a rounding error below 0.
         log_p, log_q: Log-probability of the token that stands there, nats, (N,).
         same_top: Whether both find the same token the most probable, (N,).
         bytes: UTF-8 bytes of these tokens.
@@ -152,10 +154,10 @@ class DriftMeter:
         )
 
     def _tokens(self, model: PreTrainedModel, windows: _Windows) -> TokenDrift:
-        parts = []
+        parts, common = [], min(each.get_output_embeddings().weight.shape[0] for each in (self.base, model))
         for input_ids, predicted in windows.batches:
-            log_q = _log_probs(model, input_ids, predicted)
-            log_p = _log_probs(self.base, input_ids, predicted).to(log_q.device)
+            log_q = _log_probs(model, input_ids, predicted, common)
+            log_p = _log_probs(self.base, input_ids, predicted, common).to(log_q.device)
             targets = input_ids[:, 1:][predicted].to(log_q.device)[:, None]
             observed = [each.gather(1, targets)[:, 0].double() for each in (log_p, log_q)]
             same = (log_p.argmax(-1) == log_q.argmax(-1)).double()
@@ -213,10 +215,12 @@ class DriftMeter:
             start += rows
 
 
-def _log_probs(model: PreTrainedModel, input_ids: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities at the predicted positions, (N, V), in fp32 at least."""
+def _log_probs(
+    model: PreTrainedModel, input_ids: torch.Tensor, predicted: torch.Tensor, vocabulary: int | None = None
+) -> torch.Tensor:
+    """Log-probabilities at the predicted positions, (N, V), in fp32 at least; of the first ``vocabulary`` tokens."""
     logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits
-    logits = logits[:, logits_before(model) : -1][predicted.to(model.device)]
+    logits = logits[:, logits_before(model) : -1][predicted.to(model.device)][:, :vocabulary]
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 

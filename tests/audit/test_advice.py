@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from functools import cache
@@ -18,10 +19,12 @@ from forgetting.audit.weights import general_fisher
 from forgetting.errors import UsageError
 from forgetting.evaluation.scores import TaskScorer
 from forgetting.evaluation.suite import Suite, load_suite
-from forgetting.models import load_model
+from forgetting.models import load_model, untied_head
 from forgetting.tasks.encode import encode_texts
 from forgetting.trainer import padded_batches
+from tests.audit.test_edits import IDS, moved
 from tests.audit.tuned import tuned_micro
+from tests.models_for_tests import tiny_llama, tiny_tokenizer
 
 EDITS = [
     Edit("interpolation", 0.3),
@@ -149,6 +152,18 @@ def test_what_is_saved_is_an_ordinary_model_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="save-best"):
         save_best(change, made.tokenizer, 0.3, tmp_path / "file" / "below")
+
+
+def test_a_head_of_its_own_is_saved_as_one(tmp_path: Path) -> None:
+    base = tiny_llama(tied=True)
+    tuned = copy.deepcopy(base)
+    untied_head(tuned)
+    change = Change(base, moved(tuned))
+    folder = save_best(change, tiny_tokenizer(), 0.5, tmp_path / "best")
+    with change.at(Edit("interpolation", 0.5)), torch.no_grad():
+        wanted = change.model(IDS).logits
+        assert torch.equal(load_model(str(folder)).model(IDS).logits, wanted)
+        assert not torch.allclose(wanted, base(IDS).logits)
 
 
 def test_mistakes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -77,6 +78,14 @@ def test_a_real_fine_tune_drifts_and_the_base_does_not() -> None:
     assert found["task_answers"].ce_tuned < found["task_answers"].ce_base
     still = audit_drift(watch, made.base)["general text"]
     assert (still.mean, still.maximum, still.same_top, still.rms_delta_p) == (0, 0, 1, 0)
+
+
+def test_outputs_beyond_the_tokenizers_do_not_count() -> None:
+    base, _ = pair(torch.float64)
+    longer = copy.deepcopy(base)
+    longer.resize_token_embeddings(40)
+    found = audit_drift(meter(base), longer)["text"]
+    assert found.maximum == pytest.approx(0, abs=1e-12) and found.ce_tuned == pytest.approx(found.ce_base)
 
 
 def test_a_meter_needs_a_text() -> None:
