@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 TASKS = ("new_facts", "routing", "sorting", "second_language", "formal")
 RATES = {"mild": 5e-4, "harsh": 2e-3}
-STEPS = 50
+STEPS = 40
 NAIVE, REPLAY = "naive", "replay:fraction=0.2"
 EDITS: dict[str, Edit] = {
     "low_lr:factor=0.3": Edit("interpolation", 0.3),
@@ -92,7 +92,7 @@ def grids(scale: Scale) -> dict[str, StudyConfig]:
         f"{task}-{label}": StudyConfig(
             name="audit_advice",
             sequence=SequenceConfig(
-                name="micro-5", tasks=(task,), train_size=32 if smoke else None, test_size=8 if smoke else 100
+                name="micro-5", tasks=(task,), train_size=32 if smoke else None, test_size=8 if smoke else 60
             ),
             mitigations=(NAIVE, *EDITS, REPLAY),
             seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),

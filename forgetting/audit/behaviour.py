@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from forgetting.analysis.stats import Interval
@@ -164,7 +165,7 @@ def load_prompts(path: Path) -> list[SafetyPrompt]:
         text, kind = row.get("prompt"), row.get("kind")
         if not isinstance(text, str) or not text.strip():
             raise UsageError(f"{place}: prompt = {text!r}: is not a text")
-        if kind not in get_args(PromptKind):
+        if kind != "harmful" and kind != "benign":
             raise UsageError(f"{place}: kind = {kind!r}: is neither 'harmful' nor 'benign'")
         prompts.append(SafetyPrompt(text, kind))
     return prompts
@@ -290,7 +291,8 @@ def audit_safety(
     for name, (outcomes, counts) in chosen.items():
         rows = [index for index, prompt in enumerate(prompts) if counts(prompt)]
         if rows:
-            rates.append(_rate(name, *(np.array(outcome, float)[rows] for outcome in outcomes), level))
+            base, tuned = (np.array(outcome, dtype=np.float64)[rows] for outcome in outcomes)
+            rates.append(_rate(name, base, tuned, level))
     answered = tuple(
         Answered(
             prompt.prompt,
@@ -321,9 +323,7 @@ def _nats(
     return nats
 
 
-def _rate(
-    name: str, base: np.ndarray[tuple[int], np.dtype], tuned: np.ndarray[tuple[int], np.dtype], level: float
-) -> Rate:
+def _rate(name: str, base: NDArray[np.float64], tuned: NDArray[np.float64], level: float) -> Rate:
     from forgetting.analysis.significance import mcnemar
     from forgetting.analysis.stats import paired_difference
 

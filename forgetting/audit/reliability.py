@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from forgetting.errors import UsageError
@@ -164,13 +165,11 @@ def agreement(predicted: Sequence[float], retrained: Sequence[float], clusters: 
     )
 
 
-def jackknifed(
-    x: np.ndarray[Any, np.dtype[np.float64]], y: np.ndarray[Any, np.dtype[np.float64]], labels: np.ndarray[Any, Any]
-) -> Estimate:
+def jackknifed(x: NDArray[np.float64], y: NDArray[np.float64], labels: NDArray[Any]) -> Estimate:
     """Spearman's correlation with its cluster-jackknife interval; see :func:`agreement`."""
     from scipy import stats
 
-    def rank(rows: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
+    def rank(rows: NDArray[np.bool_]) -> float:
         if rows.sum() < 3 or np.ptp(x[rows]) == 0 or np.ptp(y[rows]) == 0:
             return float("nan")
         return float(stats.spearmanr(x[rows], y[rows]).statistic)
