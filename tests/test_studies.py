@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,6 +119,41 @@ def test_later_grids_wait_for_the_runs_that_they_depend_on(tmp_path: Path) -> No
 
     next((tmp_path / study.name / "smoke" / "tuning" / "runs").glob("*-s0-*.json")).unlink()
     assert conclude(study, tmp_path, "smoke")[0].outcome == "not run", "what was reported has no ground any more"
+
+
+def test_measurements_wait_for_the_runs_are_kept_and_are_missed(tmp_path: Path) -> None:
+    small = first().grids("smoke")["rates"]
+    made: list[str] = []
+
+    def measure(results: Results) -> dict[str, Callable[[], dict[str, Any]]]:
+        def of(name: str) -> dict[str, Any]:
+            made.append(name)
+            return {"runs": len(results.records("rates"))}
+
+        return {name: partial(of, name) for name in ("one", "two")}
+
+    study = Study(
+        "measuring",
+        (Claim("kept", "What was measured is read", "none"),),
+        lambda scale: {"rates": small.model_copy(update={"mitigations": small.mitigations[:1]})},
+        lambda results: [Verdict("kept", "holds", str(results.measured("one")["runs"]))],
+        lambda results, folder: None,
+        measure=measure,
+    )
+    assert run_named(study, tmp_path, "smoke", until=float("-inf"))[0].outcome == "not run" and not made
+    assert run_named(study, tmp_path, "smoke", workers=1) == [Verdict("kept", "holds", "1")]
+    results = study.results(tmp_path, "smoke")
+    assert made == ["one", "two"] and not study.unmeasured(results)
+    results.measured_path("two").unlink()
+    verdict = conclude(study, tmp_path, "smoke")[0]
+    assert (verdict.outcome, verdict.ours) == ("not run", "1 measurements are missing")
+    content = json.loads((tmp_path / study.name / "smoke" / "verdicts.json").read_text())
+    assert content["missing"] == ["measured: two"]
+    run_named(study, tmp_path, "smoke", workers=1)
+    assert made == ["one", "two", "two"], "only what is missing is made again"
+    results.measured_path("one").write_text("no JSON")
+    with pytest.raises(UsageError, match=r"one\.json: cannot be read"):
+        conclude(study, tmp_path, "smoke")
 
 
 def test_adaptation_paths_chooses_as_the_leaderboard_does() -> None:
