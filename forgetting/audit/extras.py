@@ -111,6 +111,8 @@ def measure_extras(
     asked = None if prompts is None else load_prompts(prompts)
     found = Extras()
     documents = general_documents(given, text)
+    half = (len(documents) + 1) // 2  # drift is measured on one half; Fisher information and slopes are of the other
+    read, other = documents[:half], documents[half:]
     try:
         change = Change(given.base.model, given.tuned.model)
     except UsageError as error:
@@ -119,13 +121,13 @@ def measure_extras(
         change = None
         found.notes.append(f"Weights are not compared: {error}.")
     say("drift")
-    fisher = _fisher(given, documents[DOCUMENTS:], found) if change is not None else None
-    found.drift = _drift(given, documents[:DOCUMENTS], change, fisher, found)
+    fisher = _fisher(given, other, found) if change is not None else None
+    found.drift = _drift(given, read, change, fisher, found)
     if given.own is not None or asked:
         say("what both write")
         found.behaviour = _behaviour(given, asked, found)
     if advise and change is not None:
-        found.advice = _advice(given, change, fisher, documents[DOCUMENTS:], save_best, say)
+        found.advice = _advice(given, change, fisher, other, save_best, say)
     return found
 
 

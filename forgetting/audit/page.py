@@ -76,7 +76,7 @@ def render_page(verdict: Verdict, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _forest(verdict: Verdict) -> dict[str, Any] | None:
-    """Differences with their intervals, on one scale in points, as positions of a drawing 560 wide."""
+    """Differences with their intervals, on one scale in points, as positions of a drawing 620 wide."""
     records = [record for record in verdict.capabilities if record.p_margin is not None]
     found = [(plain(record.name), record.verdict, record.difference) for record in records]
     if verdict.mean is not None:
@@ -85,7 +85,7 @@ def _forest(verdict: Verdict) -> dict[str, Any] | None:
         return None
     ends = [end for _, _, d in found for end in (d.low, d.high, d.value) if end is not None]
     low, high = min(*ends, -2 * verdict.settings.margin), max(*ends, 2 * verdict.settings.margin)
-    left, width = 190.0, 350.0
+    left, width = 230.0, 370.0
 
     def x(value: float) -> float:
         return round(left + width * (value - low) / (high - low), 1)

@@ -106,6 +106,14 @@ def test_of_other_tokenizers_nothing_is_compared_by_token(small: None) -> None:
         measure_extras(given, advise=True)
 
 
+def test_a_short_text_is_shared_between_drift_and_fisher(small: None, tuned: Path, tmp_path: Path) -> None:
+    story = "Biki lives in Lella . the hunter with the dogs swims . " * 2
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{k} minus 1 is {k - 1} . {story}" for k in range(1, 11)))
+    found = measure_extras(load_input("micro", str(tuned), limit=2), text=str(tmp_path / "text.txt"))
+    assert found.drift is not None and found.notes == [] and found.behaviour is None
+    assert found.drift["texts"]["general text"]["tokens"] > 20 and found.drift["weights"]["predicted_kl"] > 0
+
+
 def test_what_is_not_finite_is_no_json_number() -> None:
     content = as_json({1: (float("nan"), float("inf"), 2.0), "a": None})
     assert content == {"1": [None, None, 2.0], "a": None} and json.dumps(content, allow_nan=False)
