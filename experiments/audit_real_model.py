@@ -5,7 +5,7 @@ long-sequence benchmark (O-LoRA, arXiv 2310.14152), 100 steps, the rates of ``re
 BLiMP paradigms (arXiv 1912.00582) on which ``results/real_model`` found the base model above 70%. General text: a
 sample of TinyStories. Command (the data are not part of the package)::
 
-    python experiments/audit_real_model.py --data ../shared/data
+    python experiments/audit_real_model.py --data FOLDER
 
 It writes the fine-tunes to ``build/audit``, and verdict, items, report, card and table of both audits to
 ``results/audit``.
