@@ -50,6 +50,8 @@ def begin() -> None:
     """Join the other processes (gloo on CPUs, NCCL on GPUs) and take a GPU of one's own; nothing where there is one."""
     if world_size() == 1:
         return
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UsageError("accelerate: FSDP is not supported, since mitigations hold whole weights; launch without it")
     import torch
     from accelerate import PartialState
 

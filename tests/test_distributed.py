@@ -11,7 +11,7 @@ import pytest
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 from forgetting.config import EvaluationConfig, PretrainingConfig, RunConfig, SequenceConfig, TrainingConfig
-from forgetting.distributed import NOBODY, Share, StandIns, check_shareable, rank, world_size
+from forgetting.distributed import NOBODY, Share, StandIns, begin, check_shareable, rank, world_size
 from forgetting.errors import UsageError
 from forgetting.results import ResultStore
 from forgetting.study import run_study
@@ -100,6 +100,9 @@ def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
         check_shareable(nn.BatchNorm2d(1))
     with pytest.raises(UsageError, match="workers = 2"):
         run_study(StudyConfig(name="two"), tmp_path / "two", workers=2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="FSDP is not supported"):
+        begin()
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(UsageError, match="WORLD_SIZE = 'many'"):
         world_size()

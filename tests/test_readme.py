@@ -57,6 +57,11 @@ def test_every_command_it_names_exists() -> None:
     assert named and named <= commands
 
 
+def test_every_test_it_names_exists() -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", README))
+    assert len(named) > 15 and all((Path(__file__).parents[1] / path).is_file() for path in named)
+
+
 def block_free(text: str) -> str:
     """The prose and the shell lines; not the Python."""
     return re.sub(r"```(python|yaml|bibtex)\n.*?```", "", text, flags=re.DOTALL).replace("`forgetting` fine", "")
