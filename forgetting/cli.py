@@ -16,6 +16,7 @@ from forgetting.cli_audit import audit
 from forgetting.cli_launch import Address, CpusPerRun, DryRun, GpusPerRun, Launcher, Launching, Sbatch, Workers
 from forgetting.cli_plan import plan
 from forgetting.cli_studies import studies
+from forgetting.distributed import is_main
 from forgetting.errors import ForgettingError, UsageError
 
 if TYPE_CHECKING:
@@ -404,9 +405,9 @@ def main() -> None:
     # Libraries' deprecations are for developers; worker processes read the variable.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     warnings.simplefilter("ignore", FutureWarning)
-    if os.environ.get("RANK", "0") != "0":  # of several processes that do the same, the first speaks
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     try:
+        if not is_main():  # of several processes that do the same, the first speaks
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
         app(standalone_mode=True)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

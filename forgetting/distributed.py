@@ -7,6 +7,7 @@ their number: ``batch_size`` counts the sequences of all of them together.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,10 +85,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Within, the first process goes first, and the others find what it wrote.
-
-    A first process that fails within leaves the others waiting: what is done here must be checked before.
-    """
+    """Within, the first process goes first, and the others find what it wrote (or, where it failed, do the same)."""
     if world_size() == 1:
         yield
         return
@@ -104,10 +102,40 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of a tensor over the processes; every process must call it."""
     if world_size() > 1:
         import torch
+        from accelerate import PartialState
 
-        tensor = tensor.clone()
-        torch.distributed.all_reduce(tensor)
+        summed = tensor.to(PartialState().device, copy=True)  # NCCL sums on GPUs alone
+        torch.distributed.all_reduce(summed)
+        tensor = summed.to(tensor.device)
     return tensor
+
+
+def union(found: set[int]) -> set[int]:
+    """Return what any process found, of numbers from 0 on; every process must call it."""
+    if world_size() == 1:
+        return found
+    import torch
+
+    highest = total(torch.nn.functional.one_hot(torch.tensor(rank()), world_size()) * (max(found, default=-1) + 1))
+    seen = torch.zeros(int(highest.max()), dtype=torch.long)
+    seen[sorted(found)] = 1
+    return set(total(seen).nonzero().flatten().tolist())
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Within, each process draws its own dropout; afterwards all draw alike again."""
+    if world_size() == 1:
+        yield
+        return
+    import torch
+
+    # Of a seed torch's generator for CPUs reads 32 bits.
+    torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {rank()}".encode()).digest()[:4]))
+    try:
+        yield
+    finally:
+        torch.manual_seed(seed)
 
 
 class Share:

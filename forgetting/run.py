@@ -27,7 +27,7 @@ from forgetting.checkpoint import (
     save_checkpoint,
 )
 from forgetting.config import RunConfig
-from forgetting.distributed import barrier, begin, check_shareable, main_first, world_size
+from forgetting.distributed import barrier, begin, check_shareable, main_first, own_randomness, world_size
 from forgetting.errors import RunFailed, UsageError
 from forgetting.evaluation.evaluator import Evaluator
 from forgetting.families import FAMILIES
@@ -330,7 +330,7 @@ def train_task(
         )
         if args.max_steps != 0:  # the Trainer would take 0 as no limit
             newest = latest_step(checkpoints.folder, checkpoints.row) if checkpoints else None
-            with interruption.held():
+            with interruption.held(), own_randomness(args.seed):
                 trainer.train(resume_from_checkpoint=str(newest) if newest else None)
         trainer.count_everywhere()
     model = mitigation.after_task(model, task)

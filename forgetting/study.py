@@ -136,6 +136,8 @@ def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
         if (family := setting.base.family) not in mitigation.families:
             works = f"works on {', '.join(mitigation.families)}" if mitigation.families else "its parts share no family"
             raise UsageError(f"mitigation {text!r}: {works}, and model {config.model!r} is of family {family}")
+        if mitigation.one_process and world_size() > 1:
+            raise UsageError(f"mitigation {text!r}: trains in one process only, and {world_size()} were started")
         mitigation.check_model(setting.base.model)
         mitigation.check_training(setting.base.model, config.training)
     tasks = setting.sequence.tasks

@@ -8,11 +8,31 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
-from forgetting.config import EvaluationConfig, PretrainingConfig, RunConfig, SequenceConfig, TrainingConfig
-from forgetting.distributed import NOBODY, Share, StandIns, begin, check_shareable, rank, world_size
+from forgetting.config import (
+    EvaluationConfig,
+    PretrainingConfig,
+    RunConfig,
+    SequenceConfig,
+    StudyConfig,
+    TrainingConfig,
+)
+from forgetting.distributed import (
+    NOBODY,
+    Share,
+    StandIns,
+    begin,
+    check_shareable,
+    own_randomness,
+    rank,
+    total,
+    union,
+    world_size,
+)
 from forgetting.errors import UsageError
+from forgetting.mitigations import build_mitigation
 from forgetting.results import ResultStore
 from forgetting.study import run_study
 
@@ -49,7 +69,23 @@ def run_all(folder: Path) -> None:
         forgetting.run._setting.cache_clear()
         for mitigation in MITIGATIONS:
             forgetting.run.run_sequence(configuration(mitigation), ResultStore(folder))
+        if world_size() > 1:
+            check_among_processes(folder)
         forgetting.run._setting.cache_clear()
+
+
+def check_among_processes(folder: Path) -> None:
+    """What can be asked of a process among others alone."""
+    assert union({5 * rank(), 2}) == {0, 2, 5}
+    with own_randomness(3):
+        mine = torch.rand(4)
+    assert float(total(mine).sub(2 * mine).abs().min()) > 0, "dropout draws the same in both"
+    torch.testing.assert_close(total(torch.rand(1)), 2 * torch.rand(1, generator=torch.Generator().manual_seed(3)))
+    study = StudyConfig(
+        mitigations=("der",), name="der", **configuration("der").model_dump(exclude={"mitigation", "seed"})
+    )
+    with pytest.raises(UsageError, match="mitigation 'der': trains in one process only, and 2 were started"):
+        run_study(study, folder.with_name("der"))
 
 
 def batches(size: int, *, examples: int, batch_size: int) -> list[list[list[int]]]:
@@ -86,12 +122,21 @@ def test_a_stand_in_has_no_loss_and_is_nobodys() -> None:
 
 def test_a_plain_start_is_one_process() -> None:
     assert (rank(), world_size()) == (0, 1)
+    assert union({3}) == {3}
+    state = torch.get_rng_state()
+    with own_randomness(3):
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_draws_its_own_minibatch_says_so() -> None:
+    for text in ("der", "derpp", "self_replay", "kl_to_base:on=text", "ewc+der", "avalanche:plugin=replay"):
+        assert build_mitigation(text).one_process, text
+    for text in ("naive", "kl_to_base:on=task", "lwf+ewc", "gem", "replay:fraction=0.5+sam"):
+        assert not build_mitigation(text).one_process, text
 
 
 def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torch import nn
-
-    from forgetting.config import StudyConfig
 
     check_shareable(nn.BatchNorm2d(1))
     monkeypatch.setenv("WORLD_SIZE", "2")

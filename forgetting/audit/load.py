@@ -132,7 +132,7 @@ def _merged(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
 
     tokenizer: Any = base.tokenizer
     if (folder / "tokenizer.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     try:
         wrapped: Any = PeftModel.from_pretrained(copy.deepcopy(base.model), str(folder))
     except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:

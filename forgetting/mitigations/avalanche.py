@@ -103,6 +103,7 @@ class Avalanche(Mitigation[AvalancheOptions]):
         "pass; rwalk: a step's passes more; gem, agem, replay: examples, and passes over them"
     )
     Options: ClassVar[type[Options]] = AvalancheOptions
+    one_process: ClassVar[bool] = True
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"plugin": "naive"}
 

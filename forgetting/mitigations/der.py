@@ -54,6 +54,7 @@ class DER(Mitigation[DEROptionsT]):
     Options: ClassVar[type[Options]] = DEROptions
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"alpha": 0}
+    one_process: ClassVar[bool] = True
     resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:

@@ -53,6 +53,10 @@ class KLToBase(Mitigation[KLToBaseOptions]):
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
     resumes_within_task: ClassVar[bool] = True
 
+    def __init__(self, options: KLToBaseOptions) -> None:
+        super().__init__(options)
+        self.one_process = options.on == "text"  # type: ignore[misc]  # a minibatch of it is drawn
+
     def check_model(self, model: PreTrainedModel) -> None:
         """The pretrained model must predict something on a task's inputs."""
         from forgetting.distillation import task_heads

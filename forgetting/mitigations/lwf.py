@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from forgetting.distributed import union
 from forgetting.mitigations.base import Mitigation, Options
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class LwF(Mitigation[LwFOptions]):
     def after_task(self, model: PreTrainedModel, task: Task) -> PreTrainedModel:
         """Let the teacher go; the task's head is an old one from now on."""
         if self.options.strength > 0:
-            self._old |= self._met
+            self._old |= union(self._met)
             del self._teacher
         return model
 

@@ -62,6 +62,7 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
     Options: ClassVar[type[Options]] = SelfReplayOptions
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
+    one_process: ClassVar[bool] = True
     resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:

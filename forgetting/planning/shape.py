@@ -62,7 +62,7 @@ def read_config(model: str | None, config: Path | None) -> PretrainedConfig:
             found = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
         else:
             found = transformers.AutoConfig.from_pretrained(
-                str(embedded_path(name)) if name in EMBEDDED else str(Path(name).expanduser())
+                str(embedded_path(name)) if name in EMBEDDED else str(Path(name).expanduser()), trust_remote_code=False
             )
     except KeyError as error:
         raise UsageError(

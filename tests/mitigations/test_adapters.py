@@ -15,13 +15,14 @@ from tests.mitigations.test_conformance import (
     TASKS,
     context,
     run,
-    test_state_survives_save_and_load,
+    test_state_survives_a_kill_within_the_next_task,
     train_one,
     weights,
 )
 from tests.models_for_tests import tiny_gpt2, tiny_llama
 
-test_state_survives_save_and_load.__test__ = False  # type: ignore[attr-defined]  # it is called here, with more methods
+# It is called here, with more methods.
+test_state_survives_a_kill_within_the_next_task.__test__ = False  # type: ignore[attr-defined]
 
 IDS = torch.arange(2, 14)[None]
 VARIANTS = ["rslora=true", "dora=true", *(f"init={i}" for i in ("gaussian", "orthogonal", "pissa", "olora", "mica"))]
@@ -83,7 +84,7 @@ def test_a_kept_adapter_leaves_the_base_in_its_view(text: str, tmp_path: Path) -
     ],
 )
 def test_every_form_resumes_bit_for_bit(text: str, tmp_path: Path) -> None:
-    test_state_survives_save_and_load(text, tmp_path)
+    test_state_survives_a_kill_within_the_next_task(text, tmp_path)
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])

@@ -100,7 +100,7 @@ def _by_hand(tmp_path, *, with_items=True, metric="accuracy", chance=0.25):
     luck = [1.0] * 20 + [0.0] * 20
     bits = [3.0] * 40
     items = {
-        "R": [],
+        "R": [{}, {}, {}],
         "G": [
             {"skill": base, "luck": luck, "bits": bits},
             {"skill": tuned, "luck": luck, "bits": bits},
