@@ -24,10 +24,11 @@ from forgetting.interruption import Interrupted
 from forgetting.mitigations import Mitigation, build_mitigation
 from forgetting.mitigations.base import Options
 from forgetting.results import ResultStore
+from forgetting.stopping import StopOnLoss
 from forgetting.study import run_study
 from forgetting.tasks.encode import ExampleDataset, encode_examples
 from forgetting.tasks.task import Example
-from forgetting.trainer import ContinualTrainer, StopOnLoss, training_arguments
+from forgetting.trainer import ContinualTrainer, training_arguments
 from forgetting.training_state import TaskCheckpoints
 from tests.models_for_tests import tiny_gpt2, tiny_tokenizer
 

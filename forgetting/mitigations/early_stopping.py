@@ -72,8 +72,8 @@ class EarlyStopping(Mitigation[EarlyStoppingOptions]):
 
     def callbacks(self, model: PreTrainedModel, task: Task) -> list[TrainerCallback]:
         """One callback that looks, stops and restores."""
+        from forgetting.stopping import StopOnLoss
         from forgetting.tasks.memory import drawn
-        from forgetting.trainer import StopOnLoss
 
         options = self.options
         if options.metric == "pretraining":
