@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from forgetting.trainer import mean_loss
-from forgetting.weights import kept, present
+from forgetting.weights import kept, present, under_prefix, with_prefix
 
 if TYPE_CHECKING:
     from torch import nn
