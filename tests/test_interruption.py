@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 
@@ -16,11 +17,25 @@ from forgetting.interruption import EXIT_CODE, Interrupted, check, graceful, hel
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
 
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is noted or held, whatever ran before in this process; a signal that nothing handles fails the test."""
+
+    def unhandled(number: int, frame: FrameType | None) -> None:
+        pytest.fail(f"{signal.Signals(number).name} was handled by nothing")
+
+    monkeypatch.setattr(interruption, "_state", interruption._State())
+    before = {number: signal.signal(number, unhandled) for number in BOTH}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", BOTH)
 def test_within_a_step_it_waits_for_the_steps_end(number: signal.Signals) -> None:
     done = []
     with pytest.raises(Interrupted, match=number.name), graceful(), held():
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         done.append("the rest of the step")
         assert requested() == number.name
     assert done and requested() is None
@@ -31,7 +46,7 @@ def test_within_a_step_it_waits_for_the_steps_end(number: signal.Signals) -> Non
 def test_elsewhere_it_is_raised_at_once(number: signal.Signals) -> None:
     done = []
     with pytest.raises(Interrupted, match=number.name), graceful():
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         done.append("never")
     assert not done
 
@@ -42,7 +57,7 @@ def test_it_is_no_exception_that_a_run_takes_for_its_failure() -> None:
 
 def test_an_error_within_a_step_is_not_hidden_by_a_signal() -> None:
     with pytest.raises(ValueError, match="the step"), graceful(), held():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         raise ValueError("the step")
 
 

@@ -247,7 +247,9 @@ def test_a_signal_saves_and_the_study_goes_on_with_the_next_step(tmp_path: Path)
 def test_resume_can_be_given_nothing_that_changes_a_number() -> None:
     from forgetting.cli import resume
 
-    assert set(inspect.signature(resume).parameters) == {"folder", "workers", "hours", "checkpoint_every", "wandb"}
+    where = {"launcher", "cpus_per_run", "gpus_per_run", "address", "sbatch", "dry_run"}
+    how = {"workers", "hours", "checkpoint_every", "wandb"}
+    assert set(inspect.signature(resume).parameters) == {"folder", "only"} | where | how
 
 
 def test_state_of_a_method_that_gathers_nothing_is_refused() -> None:

@@ -43,6 +43,7 @@ def test_each_worker_sees_its_own_gpus_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     monkeypatch.setattr(local, "_events", None)
     monkeypatch.setattr(local, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(local.interruption, "begin_worker", lambda: None)  # it is for the rest of a process's life
     waiting: queue.Queue[str] = queue.Queue()
     for share in shares(visible_gpus(), 2):
         waiting.put(share)
