@@ -33,6 +33,7 @@ class _State:
     requested: str | None = None
     holding: int = 0
     worker: bool = False
+    running: bool = False
 
 
 _state = _State()
@@ -55,26 +56,33 @@ def check() -> None:
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Within, a signal is only noted; at the end it is raised, unless something else is."""
+def noted() -> Iterator[None]:
+    """Within, a signal is only noted."""
     _state.holding += 1
     try:
         yield
     finally:
         _state.holding -= 1
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Within, a signal is only noted; at the end it is raised, unless something else is."""
+    with noted():
+        yield
     if not _state.holding:
         check()
 
 
 @contextmanager
 def released() -> Iterator[None]:
-    """Within, in a worker that else only notes signals, they have the effect that they have elsewhere."""
-    holding, _state.holding = _state.holding, 0
+    """A run, in a worker that else only notes signals: within, they have the effect that they have elsewhere."""
+    holding, _state.holding, _state.running = _state.holding, 0, True
     try:
         check()
         yield
     finally:
-        _state.holding = holding
+        _state.holding, _state.running = holding, False
 
 
 @contextmanager
@@ -93,7 +101,11 @@ def graceful() -> Iterator[None]:
 
 
 def begin_worker() -> None:
-    """Handle both signals for this process's life: between two runs they are only noted, and no second one kills."""
+    """Handle both signals for this process's life: in a run, no second one kills.
+
+    Between two runs the first is noted, and the next run tells the launcher of it; a second one ends the process, which
+    may wait for a run that will never come.
+    """
     _state.worker, _state.holding = True, 1
     for number in SIGNALS:
         signal.signal(number, _handle)
@@ -113,9 +125,11 @@ def blocked() -> Iterator[None]:
 def _handle(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
     if _state.requested is not None:
-        if not _state.worker:  # a worker's launcher ends it
+        if not _state.worker:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        elif not _state.running:  # nothing is in memory that is not stored
+            os._exit(EXIT_CODE)
         return
     _state.requested = name
     if not _state.worker:

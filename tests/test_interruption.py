@@ -108,8 +108,7 @@ def test_a_second_signal_stops_at_once(number: signal.Signals) -> None:
     assert codes == [EXIT_CODE, -number] == [75, -number]
 
 
-def test_workers_only_note_it_between_runs_and_never_die_of_a_second_one() -> None:
-    script = """
+_WORKER = """
 import os, signal, sys
 from forgetting import interruption
 with interruption.blocked():
@@ -117,14 +116,31 @@ with interruption.blocked():
     assert interruption.requested() is None
     interruption.begin_worker()
     assert interruption.requested() == "SIGTERM"
-os.kill(os.getpid(), signal.SIGTERM)
-os.kill(os.getpid(), signal.SIGINT)
+if sys.argv[1] == "waits":
+    os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit("it went on waiting")
 try:
     with interruption.released():
         sys.exit("a run was begun")
 except interruption.Interrupted:
-    sys.exit(interruption.EXIT_CODE)
+    print("told")
+interruption._state.requested = None
+try:
+    with interruption.released(), interruption.held():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        print("the rest of the step")
+except interruption.Interrupted:
+    print("told")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (EXIT_CODE, "")
-    assert interruption.requested() is None
+
+
+@pytest.mark.parametrize(
+    ("doing", "code", "output"), [("waits", EXIT_CODE, ""), ("runs", 0, "told\nthe rest of the step\ntold\n")]
+)
+def test_a_worker_ends_at_a_second_signal_between_two_runs_and_never_within_a_step(
+    doing: str, code: int, output: str
+) -> None:
+    """The first is noted, and the next run tells of it: it is not begun."""
+    done = subprocess.run([sys.executable, "-c", _WORKER, doing], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, output, "")
