@@ -60,8 +60,13 @@ class TaskCheckpoints:
         return False
 
     def save(self, step: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any], trainer_state: str) -> None:
-        """Write a checkpoint, then delete all of the task's but the last ones."""
+        """Write a checkpoint, then delete all of the task's but the last ones.
+
+        Those of later steps go first: they are torn, or of a training that was begun again from before them.
+        """
         content = json.dumps({**values, "seconds": self.seconds()})
+        for later in (one for one in steps_of(self.folder, self.row) if one > step):
+            shutil.rmtree(step_path(self.folder, self.row, later), ignore_errors=True)
         write_checkpoint(
             step_path(self.folder, self.row, step),
             {

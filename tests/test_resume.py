@@ -168,6 +168,20 @@ def test_a_torn_one_is_trained_again_from_the_one_before(tmp_path: Path) -> None
     assert rest.stream == watched.stream[3:]
 
 
+def test_of_the_two_that_are_kept_none_is_a_torn_one_of_a_later_step(tmp_path: Path) -> None:
+    checkpoints = TaskCheckpoints(tmp_path, 0, Interval("never"))
+    for step in (90, 100):
+        checkpoints.save(step, {"x": torch.zeros(2)}, {}, "{}")
+    (step_path(tmp_path, 0, 100) / training_state.TENSORS).write_bytes(b"")
+    (step_path(tmp_path, 1, 200)).mkdir()  # of another task: not its business
+    newest = latest_step(tmp_path, 0)
+    assert newest is not None and newest.name == "row-0-step-90"
+    for step, kept in ((91, [90, 91]), (92, [91, 92]), (93, [92, 93])):
+        checkpoints.save(step, {"x": torch.zeros(2)}, {}, "{}")
+        assert steps_of(tmp_path, 0) == kept
+    assert steps_of(tmp_path, 1) == [200]
+
+
 def test_when_a_task_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moment = [1000.0]
     monkeypatch.setattr(training_state.time, "monotonic", lambda: moment[0])
