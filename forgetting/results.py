@@ -298,12 +298,19 @@ class ResultStore:
             )
 
     def clean(self) -> None:
-        """Delete what a process that was killed while it wrote left under a temporary name; with the lock held."""
-        for folder in (self.folder, self.folder / "runs"):
-            for path in folder.glob(".*.json*.tmp"):
+        """Delete what processes that were killed left behind; with the lock held.
+
+        That is what they wrote under a temporary name, Ray's marks, and models of runs that ended.
+        """
+        left = [(self.folder, ".*.json*.tmp"), (self.folder, ".study.yaml.*.tmp"), (self.folder, ".ray-*")]
+        left += [(self.folder / "runs", ".*.json*.tmp"), (self.folder / "cache", ".*.tmp")]
+        for folder, pattern in left:
+            for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
-        for path in self.folder.glob(".study.yaml.*.tmp"):
-            path.unlink(missing_ok=True)
+        for checkpoint in sorted((self.folder / "checkpoints").glob("*")):
+            record = self.load(checkpoint.name)
+            if record is not None and record.status != "running":
+                self.drop_checkpoint(checkpoint.name)
 
     @classmethod
     def existing(cls, folder: Path | str) -> ResultStore:

@@ -46,6 +46,29 @@ def test_writing_leaves_no_temporary_file_and_identical_bytes(tmp_path: Path, st
     assert not list((tmp_path / "s").rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("status", ["running", "finished", "failed"])
+def test_what_killed_processes_left_is_deleted_and_what_is_needed_is_not(
+    tmp_path: Path, study: StudyConfig, status: str
+) -> None:
+    """A model is needed until its run has ended: a kill may come between the record's last write and its deletion."""
+    store = ResultStore.create(tmp_path / "s", study)
+    record = _record(study).model_copy(update={"tasks": [], "rows": [], "status": status, "capabilities": []})
+    if status == "finished":
+        record.rows.append(Row(R=[], G=[], evaluation_seconds=1.0))
+    store.save(record, {"R": [], "G": []})
+    (store.checkpoint_path(record.run_id) / "row-1").mkdir(parents=True)
+    (store.folder / "cache").mkdir()
+    kept = {*store.folder.rglob("*"), store.folder / "cache" / "self-a.json"}
+    (store.folder / "cache" / "self-a.json").touch()
+    left = ("cache/.self-a.json.7.tmp", ".ray-0123", "runs/.a.json.7.tmp", ".study.yaml.7.tmp", ".studies.json.7.tmp")
+    for name in left:
+        (store.folder / name).touch()
+    store.clean()
+    if status != "running":
+        kept = {path for path in kept if "checkpoints" not in path.parts}
+    assert {*store.folder.rglob("*")} == kept
+
+
 def test_the_same_study_reopens_and_another_is_refused(tmp_path: Path, study: StudyConfig) -> None:
     ResultStore.create(tmp_path / "s", study)
     ResultStore.create(tmp_path / "s", study)
