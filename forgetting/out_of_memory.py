@@ -1,4 +1,4 @@
-"""When a batch does not fit in memory: what says so, and the batch in parts."""
+"""When a batch does not fit in memory: what says so, and the batch in parts; and what says that a GPU failed."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     known = isinstance(error, Exception) and should_reduce_batch_size(error)
     return known or (isinstance(error, RuntimeError) and "you tried to allocate" in str(error))
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether an exception says that the GPU or its driver failed: nothing more can be computed in this process."""
+    import torch
+
+    accelerator = getattr(torch, "AcceleratorError", None)  # not in every torch; a RuntimeError before
+    if accelerator is not None and isinstance(error, accelerator):
+        return True
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in ("CUDA error", "HIP error"))
 
 
 def free() -> None:

@@ -33,7 +33,7 @@ from forgetting.evaluation.evaluator import Evaluator
 from forgetting.families import FAMILIES
 from forgetting.mitigations import Mitigation, RunContext, build_mitigation, parse_mitigation
 from forgetting.models import LoadedModel, load_model
-from forgetting.out_of_memory import is_out_of_memory
+from forgetting.out_of_memory import is_device_failure, is_out_of_memory
 from forgetting.provenance import peak_memory_bytes, provenance
 from forgetting.results import Cost, Items, ResultStore, RunRecord, TaskCost, TaskInfo
 from forgetting.tasks.encode import ExampleDataset, pack
@@ -215,6 +215,12 @@ def run_sequence(
             problem = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"run {config.run_id!r}: {problem}; rows up to {len(record.rows) - 1} are stored, make room and resume"
+            ) from None
+        if is_device_failure(error):
+            problem = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"run {config.run_id!r}: the accelerator failed: {problem}; rows up to {len(record.rows) - 1} are "
+                "stored, resume once it works"
             ) from None
         if world_size() > 1:  # the other processes wait for this one: all must end
             raise

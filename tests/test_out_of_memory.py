@@ -13,7 +13,7 @@ import torch
 from forgetting.config import TrainingConfig
 from forgetting.errors import UsageError
 from forgetting.mitigations import Mitigation, build_mitigation
-from forgetting.out_of_memory import in_parts, is_out_of_memory, why_whole
+from forgetting.out_of_memory import in_parts, is_device_failure, is_out_of_memory, why_whole
 from forgetting.results import ResultStore
 from forgetting.study import _seconds_per_step, run_study
 from forgetting.tasks.encode import ExampleDataset, encode_examples
@@ -38,6 +38,13 @@ def test_what_the_allocators_say_is_known() -> None:
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("[enforce fail] not enough memory: you tried to allocate 8 bytes."))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_what_is_a_failure_of_the_device() -> None:
+    assert is_device_failure(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert is_device_failure(torch.AcceleratorError("the device was lost")) if hasattr(torch, "AcceleratorError") else 1
+    assert not is_device_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_device_failure(ValueError("CUDA error: in a text"))
 
 
 def fails_forward(model: torch.nn.Module, most: int) -> None:

@@ -84,6 +84,26 @@ def test_a_full_disk_leaves_what_was_finished_and_the_study_goes_on(
     assert numbers(resumed) == numbers(reference)
 
 
+def test_an_accelerator_that_fails_is_no_failure_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: RunRecord
+) -> None:
+    """The second task's training meets a driver that was reset; the run goes on from the first task's end."""
+    folder, real = tmp_path / "small", run_module.train_task
+
+    def reset(*arguments: Any, **keywords: Any) -> Any:
+        if arguments[4] == 1:
+            raise RuntimeError("CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA`")
+        return real(*arguments, **keywords)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(run_module, "train_task", reset)
+        with pytest.raises(UsageError, match="the accelerator failed: CUDA error: unspecified launch failure") as error:
+            run_study(study(), folder)
+    assert "\n" not in str(error.value) and "rows up to 1 are stored, resume" in str(error.value)
+    (resumed,) = run_study(study(), folder)
+    assert numbers(resumed) == numbers(reference)
+
+
 def test_a_clock_that_jumps_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: RunRecord
 ) -> None:
