@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 from forgetting.errors import UsageError
 
 NAME = ".lock"
+GUARD = ".lock.guard"
 BEAT = 5.0
 """Seconds between two beats; a holder on another host that misses ``MISSED`` is dead."""
 MISSED = 4
@@ -55,19 +56,34 @@ def _zombie(pid: int) -> bool:
     return False
 
 
+def _is_at(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Of several processes that look at a dead holder's lock, one after the other does; the kernel frees a dead one's.
 
-    On a file system without such locks two could take over in the same instant; the first beat then tells one of them.
+    A file is locked, not the folder: NFS locks what is opened for writing alone. On a file system without such locks
+    two could take over in the same instant; the next beats then end one of them or both, see ``StudyLock._keep``.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    path = folder / GUARD
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is_at(descriptor, path):
+                continue  # the one before deleted it: others lock a new one by now
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
 
 
 class StudyLock:
@@ -139,6 +155,9 @@ class StudyLock:
         with _one_at_a_time(self.folder):
             while True:
                 self.check()
+                if self.path.name == NAME:  # a run's lock is beside others, which may write now
+                    for path in self.folder.glob(f"{NAME}.*.tmp"):
+                        path.unlink(missing_ok=True)
                 temporary = self._write()
                 try:
                     for path in self._excluding():
@@ -206,16 +225,27 @@ class StudyLock:
                 return True
         return False
 
+    def _taken_over(self) -> bool:
+        """Whether there is another's lock that this one cannot be held beside; those of dead ones were deleted."""
+        holders = [self._read(path) for path in self._excluding()]
+        return any(holder is not None and holder["token"] != self.token for holder in holders)
+
     def _keep(self) -> None:
-        """Beat; a process whose lock was taken for dead (it was suspended, say) must not write beside the other."""
+        """Beat; a process whose lock was taken for dead (it was suspended, say) must not write beside the other.
+
+        A lock that was deleted, and that nobody took, is written again.
+        """
         while not self._over.wait(self.beat):
             try:
-                if not self._mine():
+                if self._taken_over():
                     os.write(
                         2, f"error: study {str(self.folder)!r}: another process took over; this one ends\n".encode()
                     )
                     os._exit(2)
-                self._beats += 1
-                os.replace(self._write(), self.path)
+                # A beat must not wait for who looks whether there are any.
+                with nullcontext() if self.path.exists() else _one_at_a_time(self.folder):
+                    if not self._taken_over():
+                        self._beats += 1
+                        os.replace(self._write(), self.path)
             except (OSError, UsageError):  # a full disk: the next beat may do better
                 continue

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from forgetting.errors import UsageError
-from forgetting.lock import NAME, StudyLock, _start_of
+from forgetting.lock import GUARD, NAME, StudyLock, _start_of
 
 
 def leave(folder: Path, **changes: object) -> None:
@@ -155,6 +155,47 @@ def test_who_was_taken_for_dead_ends_instead_of_writing_beside_the_other(
         assert ended.wait(10)
         lock._over.set()
     assert json.loads((tmp_path / NAME).read_text())["token"] == "another"
+
+
+def test_a_lock_that_was_deleted_is_written_again(tmp_path: Path) -> None:
+    with StudyLock(tmp_path, beat=0.01) as lock:
+        for _ in range(3):
+            lock.path.unlink(missing_ok=True)
+            while not lock.path.exists():
+                time.sleep(0.005)
+            assert lock._mine()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("own", "others"), [("a", None), (None, "a")])
+def test_a_runs_holder_and_the_whole_studys_tell_each_other_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None, others: str | None
+) -> None:
+    """One was taken for dead by the other, whose lock has another name."""
+    ended = threading.Event()
+
+    def end_thread(code: int) -> None:
+        ended.set()
+        raise SystemExit
+
+    monkeypatch.setattr(os, "_exit", end_thread)
+    with StudyLock(tmp_path, run=own, beat=0.01) as lock:
+        leave(tmp_path / "elsewhere")
+        os.replace(tmp_path / "elsewhere" / NAME, tmp_path / (NAME if others is None else f"{NAME}-{others}"))
+        lock.path.unlink(missing_ok=True)
+        assert ended.wait(10)
+    assert not lock.path.exists()
+
+
+def test_what_killed_holders_left_is_deleted_by_who_has_the_whole_study(tmp_path: Path) -> None:
+    left = tmp_path / f"{NAME}.0123.tmp"
+    left.touch()
+    (tmp_path / GUARD).touch()
+    with StudyLock(tmp_path, run="a"):
+        assert left.exists()  # another run's holder may be writing it
+    with StudyLock(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 def test_a_lock_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
