@@ -154,7 +154,8 @@ def power_cut(folder: Path) -> Outcome:
         checkpoints = [path for path in (folder / "study" / "checkpoints").glob("*/row-*") if path.is_dir()]
         if checkpoints:
             newest = max(checkpoints, key=lambda path: path.stat().st_mtime_ns)
-            spoil(DRAWS.choice(sorted(newest.iterdir())))
+            if files := sorted(newest.iterdir()):  # none where it was being deleted
+                spoil(DRAWS.choice(files))
         return True
 
     return _killed_again_and_again(folder, kill)
@@ -173,7 +174,7 @@ def spoil(file: Path) -> None:
         file.write_bytes(content)
 
 
-@fault("SIGTERM", "SIGTERM at a random moment: exit code 75, and no more than the rest is trained afterwards")
+@fault("SIGTERM", "SIGTERM at a random moment: exit code 75; then the rest is done")
 def preempted(folder: Path) -> Outcome:
     """A cluster's preemption."""
     from forgetting.interruption import EXIT_CODE
