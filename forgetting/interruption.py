@@ -133,6 +133,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
         return
     _state.requested = name
     if not _state.worker:
-        os.write(2, f"{name}: finishing the step and saving; a second signal stops at once\n".encode())
+        os.write(
+            2, f"{name}: finishing the step, and saving where the method can; a second signal stops at once\n".encode()
+        )
     if not _state.holding:
         raise Interrupted(name)

@@ -103,7 +103,10 @@ def test_a_second_signal_stops_at_once(number: signal.Signals) -> None:
     for times in (1, 2):
         command = [sys.executable, "-c", _SCRIPT, number.name, str(times)]
         done = subprocess.run(command, capture_output=True, text=True)
-        assert done.stderr == f"{number.name}: finishing the step and saving; a second signal stops at once\n"
+        assert (
+            done.stderr
+            == f"{number.name}: finishing the step, and saving where the method can; a second signal stops at once\n"
+        )
         codes.append(done.returncode)
     assert codes == [EXIT_CODE, -number] == [75, -number]
 
