@@ -72,7 +72,11 @@ def _threads(run: RunConfig, store: ResultStore, share: int | None) -> Iterator[
     before = torch.get_num_threads()
     record = store.load(run.run_id)
     begun = record.provenance.get("hardware", {}).get("threads") if record is not None else None
-    torch.set_num_threads(threads_of(share or before, _cores(), begun))
+    threads = threads_of(share or before, _cores(), begun)
+    if share is None and threads == before:  # to set even the same number would have MKL choose other threads
+        yield
+        return
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
