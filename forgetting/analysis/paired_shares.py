@@ -148,7 +148,7 @@ def paired_shares(
     if parts.shape != array.shape or (labels is not None and labels.shape != array.shape):
         raise ValueError(f"clusters and strata: need one label for each of {array.size} items")
     count = int(parts.max()) + 1
-    lost = gained = variance = slots = all_units = 0.0
+    lost = gained = variance = slots = all_units = flipped = 0.0
     for part in range(count):
         chosen = array[parts == part]
         estimate = mean_error(chosen, None if labels is None else labels[parts == part])
@@ -156,9 +156,17 @@ def paired_shares(
         fell, rose = float(np.maximum(-chosen, 0).mean()), float(np.maximum(chosen, 0).mean())
         lost, gained = lost + fell / count, gained + rose / count
         # With one unit the spread is unknown: the largest that the flips allow.
-        variance += (estimate.error**2 * (units - 1) / units if units > 1 else fell + rose) / count**2
+        spread = estimate.error**2 * (units - 1) / units if units > 1 else fell + rose
+        if count > 1:
+            # Half a flip each way: a small part in which few were seen would count as exactly known, and the
+            # spread of large parts be taken for its own.
+            seen = fell + rose - (rose - fell) ** 2
+            size = min(seen / spread if spread > 0 and seen > 0 else units, chosen.size)
+            fell, rose = (fell * size + 0.5) / (size + 1), (rose * size + 0.5) / (size + 1)
+            spread = (fell + rose - (rose - fell) ** 2) / size
+        variance, flipped = variance + spread / count**2, flipped + (fell + rose) / count
         slots, all_units = slots + 1 / units / count**2, all_units + units
-    flips = lost + gained - (gained - lost) ** 2
+    flips = flipped - (gained - lost) ** 2
     effective = flips / variance if variance > 0 and flips > 0 else 1 / slots
     if np.isin(array, (-1.0, 0.0, 1.0)).all():
         effective = min(effective, count**2 / sum(1 / float((parts == part).sum()) for part in range(count)))
