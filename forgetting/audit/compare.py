@@ -61,14 +61,24 @@ class Pair:
 
     @property
     def judged(self) -> bool:
-        """Whether either model is above chance by two standard errors (of guessing).
+        """Whether the mean of both scores is above chance by two standard errors (of guessing).
 
-        A capability that neither has can neither be lost nor kept. Either, not the base alone: a choice by the base's
-        luck would make what is left look lost.
+        A capability that neither has can neither be lost nor kept. The mean of both, as where nothing changed it says
+        nothing of their difference: a choice by the base's luck would make what is left look lost, and one by the
+        better of the two would pick large differences, whose Holm correction would then be over too few.
         """
-        n = len(self.base.items)
-        limit = self.base.chance + 2 * math.sqrt(self.base.chance * (1 - self.base.chance) / n)
-        return self.shares and max(self.base.score, self.tuned.score) > limit
+        chance, n = self.base.chance, len(self.base.items)
+        limit = chance + 2 * math.sqrt(chance * (1 - chance) / (2 * n))
+        return self.shares and (self.base.score + self.tuned.score) / 2 > limit
+
+    def p_chance(self, worst: float) -> float:
+        """p-value of the hypothesis that the base is ``worst`` or more above chance: what is not there is not lost.
+
+        The score test of one share, with the effective number of items where they share contexts.
+        """
+        base = self.base.outcomes
+        gained = paired_shares(np.zeros(base.size), base, clusters=self.contexts)
+        return gained.p_not_below(self.base.chance + worst)
 
     def statistics(self) -> PairedShares:
         """The difference of shares."""
@@ -122,6 +132,7 @@ def compare(pair: Pair, settings: Settings, noise: Noise | None = None) -> Capab
         record.p_margin = shares.p_not_above(-settings.margin)
         record.p_gain = shares.p_not_below(settings.margin)
         record.p_worst = shares.p_not_above(-settings.worst)
+        record.p_chance = pair.p_chance(settings.worst)
     return record
 
 

@@ -23,10 +23,12 @@ class Settings(_Part):
     application that knows its own tolerance sets it.
 
     Attributes:
-        alpha: Rate of false verdicts: of REGRESSED where nothing changed, and of RETAINED where the loss is the margin.
+        alpha: Rate of false verdicts (about: the tests are not all exact): of REGRESSED where nothing changed, and of
+            RETAINED where the loss is the margin.
         margin: Largest loss that counts as none, as a share of items: of the mean over capabilities, and of each
             capability's own verdict.
-        worst: A loss of any single capability that RETAINED must rule out.
+        worst: A loss of any single capability that RETAINED must rule out, of one that is not judged too, unless the
+            base is shown to have less than that above chance.
         power: Of the numbers of items that would decide.
         sequential: Whether the verdict was looked for after parts of the items.
         limit: Items per lm-eval task, where fewer than all were asked for.
@@ -73,7 +75,8 @@ class Noise(_Part):
         lost, gained: Items.
         n: Items of the A/A run.
         largest: Largest change of a choice's log-probability, nats; ``None`` where the model writes answers.
-        p_beyond: McNemar's exact p-value of the hypothesis that the fine-tune flips no more items than the A/A run.
+        p_beyond: McNemar's exact two-sided p-value of the hypothesis that the fine-tune flips as many items as the A/A
+            run; 1 where it does not flip more.
     """
 
     lost: int
@@ -90,7 +93,8 @@ class Difference(_Part):
         value: A share of the items, or in the metric's unit.
         low, high: Interval over items at 1 − alpha, of this capability alone; ``None`` where items do not vary.
         method: How the limits were found.
-        effective: Independent right-or-wrong items that would have the same variance; ``None`` of other scores.
+        effective: Independent right-or-wrong items that would have the same variance; ``None`` where
+            outcomes are no scores in [0, 1].
     """
 
     value: float
@@ -114,6 +118,7 @@ class Capability(_Part):
         p_holm: The same after Holm's correction over the capabilities and their mean; ``None`` where it is not judged.
         p_margin, p_gain: The two one-sided tests of TOST, against −margin and +margin.
         p_worst: Of the hypothesis that the loss is ``worst`` or more.
+        p_chance: Of the hypothesis that the base is ``worst`` or more above chance: that it has so much to lose.
         verdict: ``None`` where it is not judged.
         why: In one sentence.
         items_to_decide: Items at which its own verdict would be decided with the power asked for, at the rates of
@@ -139,6 +144,7 @@ class Capability(_Part):
     p_margin: float | None = None
     p_gain: float | None = None
     p_worst: float | None = None
+    p_chance: float | None = None
     noise: Noise | None = None
     verdict: Call | None = None
     why: str = ""
