@@ -113,7 +113,7 @@ def model_card(verdict: Verdict) -> str:
                     "margins",
                     f"{100 * settings.margin:g} points of the mean, {100 * settings.worst:g} of any capability",
                 ),
-                ("error rate", f"{settings.alpha:g} of either false verdict"),
+                ("error rate", f"about {settings.alpha:g} of either false verdict"),
                 ("sequential", f"{len(verdict.looks)} looks" if verdict.looks else "no"),
                 ("code", json.dumps({key: verdict.code.get(key) for key in ("package", "git", "sha256", "libraries")})),
                 ("command", " ".join(map(str, verdict.code.get("command", [])))),

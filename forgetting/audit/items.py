@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from forgetting.errors import UsageError
+from forgetting.errors import UsageError, did_you_mean
 from forgetting.evaluation.suite import item_value
 
 CONTEXT_LENGTH = 80
@@ -166,25 +166,65 @@ def clusters(items: Sequence[Item], field: str | None = None) -> list[str] | Non
 
     Args:
         items: Of one capability.
-        field: The documents' field that names the context. Where not given, the first field whose text has at
-            least 80 characters, is the same in two documents or more, and is not the same in all (an
-            instruction, say).
+        field: The documents' field that names the context. Where not given, of each task the first field whose text
+            has at least 80 characters, is the same in two documents or more, and is not the same in all of the
+            task (an instruction, say).
 
     Returns:
-        A label per item, or ``None`` where no two items share a context.
+        A label per item (a digest of the context), or ``None`` where no two items share a context.
     """
     given = [item.sample.get("doc") for item in items]
     documents: list[dict[str, Any]] = [doc if isinstance(doc, dict) else {} for doc in given]
-    names = [field] if field else list(dict.fromkeys(name for doc in documents for name in doc))
-    for name in names:
-        values = [str(doc.get(name, "")) for doc in documents]
-        long = [value for value in values if value and (field or len(value) >= CONTEXT_LENGTH)]
-        if len(set(values)) > 1 and len(set(long)) < len(long):
-            return [
-                f"{item.task}\n{value}" if value else f"{item.task}\n{item.key}"
-                for item, value in zip(items, values, strict=True)
-            ]
-    return None
+    texts = ["" for _ in items]  # of an item that shares no context
+    if field is not None:
+        values = [str(doc.get(field, "")) for doc in documents]
+        if _groups(values, 1):
+            texts = values
+    else:
+        for task in dict.fromkeys(item.task for item in items):
+            places = [place for place, item in enumerate(items) if item.task == task]
+            for name in dict.fromkeys(name for place in places for name in documents[place]):
+                values = [str(documents[place].get(name, "")) for place in places]
+                if _groups(values, CONTEXT_LENGTH):
+                    for place, value in zip(places, values, strict=True):
+                        texts[place] = value
+                    break
+    labels = [
+        hashlib.sha256(f"{item.task}\n{text or item.key}".encode()).hexdigest()[:16]
+        for item, text in zip(items, texts, strict=True)
+    ]
+    return labels if len(set(labels)) < len(labels) else None
+
+
+def _groups(values: Sequence[str], length: int) -> bool:
+    """Whether some texts of this length are the same, and not all."""
+    long = [value for value in values if len(value) >= length]
+    return len(set(values)) > 1 and len(set(long)) < len(long)
+
+
+def check_field(panel: Panel, field: str | None) -> None:
+    """Raise UsageError if no document of any capability has the field that was named as the context."""
+    documents = [item.sample.get("doc") for capability in panel.values() for item in capability.items]
+    names = {str(name) for doc in documents if isinstance(doc, dict) for name in doc}
+    if field is not None and field not in names:
+        raise UsageError(f"cluster {field!r}: no document of any capability has that field{did_you_mean(field, names)}")
+
+
+def check_apart(tasks: Mapping[str, Iterable[str]]) -> None:
+    """Raise UsageError if a task is part of two capabilities: its items would count twice.
+
+    Args:
+        tasks: The lm-eval tasks of each capability.
+    """
+    owner: dict[str, str] = {}
+    for name, parts in tasks.items():
+        for task in sorted(set(parts)):
+            if task in owner:
+                raise UsageError(
+                    f"capabilities {owner[task]!r} and {name!r}: both hold task {task!r}, whose items would count "
+                    "twice; give one of them"
+                )
+            owner[task] = name
 
 
 def paired(base: Panel, tuned: Panel) -> list[tuple[Measured, Measured]]:

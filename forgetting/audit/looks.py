@@ -6,11 +6,13 @@ Each look is a whole judgement at its alpha_k. The union bound gives the audit's
 any dependence between looks, capabilities and tests, so for Holm's correction within a look too, at the price of a
 somewhat smaller power than bounds that use the looks' correlation. The last look has three quarters of α.
 
-Items are taken in a random order drawn by a fixed seed: a task's items may be sorted (by subject, by length).
+Items are taken in a random order, drawn by a fixed seed and the capability's name (so not by the order of the suite): a
+task's items may be sorted (by subject, by length).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -31,9 +33,7 @@ def parts(sizes: Mapping[str, int]) -> list[dict[str, list[int]]]:
     Args:
         sizes: Items per capability.
     """
-    orders = {
-        name: np.random.default_rng([SEED, place]).permutation(n) for place, (name, n) in enumerate(sizes.items())
-    }
+    orders = {name: _generator(name).permutation(n) for name, n in sizes.items()}
     found: list[dict[str, list[int]]] = []
     for before, after in zip((0.0, *SHARES), SHARES, strict=False):
         found.append(
@@ -44,3 +44,8 @@ def parts(sizes: Mapping[str, int]) -> list[dict[str, list[int]]]:
             }
         )
     return found
+
+
+def _generator(name: str) -> np.random.Generator:
+    """Of a capability's order."""
+    return np.random.default_rng([SEED, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])])

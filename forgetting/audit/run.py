@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from forgetting.audit import looks
 from forgetting.audit.compare import Pair, noise_floor, pair
-from forgetting.audit.items import Panel, paired, prompts_digest
+from forgetting.audit.items import Panel, check_apart, check_field, paired, prompts_digest
 from forgetting.audit.schema import Look, Noise, Settings, Side, Verdict
 from forgetting.audit.verdict import Judgement, judge
 from forgetting.provenance import code_state, source_digest
@@ -46,13 +46,15 @@ def audit_models(given: AuditInput, settings: Settings, say: Say = lambda doing:
         say: Told what is being done.
 
     Raises:
-        UsageError: if items cannot be scored or paired.
+        UsageError: if items cannot be scored or paired, a task is part of two capabilities, or no document has the
+            field that was named as the context.
     """
     from forgetting.audit.measure import measure, other_batch_size
     from forgetting.audit.sides import model_side, own_task
 
     begun = time.perf_counter()
     sizes = {about.name: about.n for about in given.suite.capabilities()}
+    check_apart(given.suite.tasks())
     steps = looks.parts(sizes) if settings.sequential else [{name: list(range(n)) for name, n in sizes.items()}]
     levels = looks.alphas(settings.alpha) if settings.sequential else [settings.alpha]
     base: Panel = {}
@@ -67,6 +69,8 @@ def audit_models(given: AuditInput, settings: Settings, say: Say = lambda doing:
         say(f"base model, look {number}" if settings.sequential else "base model")
         found = measure(given.base, part, given.batch_size)
         base = _joined(base, found)
+        if not made:
+            check_field(base, settings.cluster)
         if not again:  # of a sequential audit, the first part's items measure the noise
             say("base model again, at another batch size")
             again = measure(given.base, part, other_batch_size(given.batch_size))
@@ -74,12 +78,15 @@ def audit_models(given: AuditInput, settings: Settings, say: Say = lambda doing:
         tuned = _joined(tuned, measure(given.tuned, part, given.batch_size))
         pairs = [pair(*sides, settings.cluster) for sides in paired(base, tuned)]
         noise = _noise(again, pairs)
-        judgement = judge(pairs, settings, alpha=level, noise=noise, plan=False)
+        unseen = [name for name in sizes if name not in base]
+        judgement = judge(pairs, settings, alpha=level, noise=noise, plan=False, unseen=unseen)
         seen = sum(len(each.base.items) for each in pairs)
         made.append(Look(items=seen, of=sum(sizes.values()), alpha=level, verdict=judgement.verdict))
         if judgement.verdict != "INCONCLUSIVE":
             break
-    judgement = judge(pairs, settings, alpha=level, noise=noise)  # with the numbers of items that would decide
+    judgement = judge(
+        pairs, settings, alpha=level, noise=noise, unseen=unseen
+    )  # with the numbers of items that would decide
     say("own task and weights")
     notes = [] if given.same_tokenizer else ["The tokenizers differ: nothing is compared token by token."]
     notes += _notes(pairs, settings.sequential and len(made) < len(steps))
@@ -100,12 +107,15 @@ def audit_samples(base: Path, tuned: Path, settings: Settings) -> Audit:
     """Audit two models by lm-eval's logs of them; no model is loaded, and torch is not imported.
 
     Raises:
-        UsageError: if the logs cannot be read, or are not of the same items.
+        UsageError: if the logs cannot be read, are not of the same items, hold a task in two capabilities, or have
+            no field of the name that was given as the context.
     """
     from forgetting.audit.samples import read_samples
 
     begun = time.perf_counter()
     (first, first_digest), (second, second_digest) = read_samples(base), read_samples(tuned)
+    check_apart({name: [item.task for item in side.items] for name, side in first.items()})
+    check_field(first, settings.cluster)
     pairs = [pair(*sides, settings.cluster) for sides in paired(first, second)]
     sides = (
         Side(name=str(base), kind="samples", sha256=first_digest),

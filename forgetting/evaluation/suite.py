@@ -99,6 +99,10 @@ class Suite:
         """The columns of G."""
         return [column.info for column in self._capabilities]
 
+    def tasks(self) -> dict[str, list[str]]:
+        """Names of the lm-eval tasks of each column."""
+        return {column.info.name: [str(task.config.task) for task in column.tasks] for column in self._capabilities}
+
     def evaluate(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
     ) -> dict[str, CapabilityScore]:
