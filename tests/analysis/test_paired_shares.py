@@ -99,3 +99,21 @@ def test_the_interval_covers_of_clustered_items() -> None:
         missed += not low <= -0.1 <= high
     assert stats.binomtest(missed, times, 0.05, "greater").pvalue > 0.01
     assert PairedShares(0.0, 0.0, 10, 10, 0).p_not_above(-0.5) == 1.0
+
+
+def test_a_mean_over_strata_of_unequal_size_is_called_retained_at_about_the_nominal_rate() -> None:
+    """The whole loss is in a small stratum, whose few flips say little of its spread."""
+    generator, times, margin = np.random.default_rng(2), 1000, 0.03
+    sizes = [60, 1000, 1000]
+    strata, before = np.repeat(np.arange(3), sizes), np.zeros(sum(sizes))
+    for gained in (0.0, 0.02):
+        called = 0
+        for _ in range(times):
+            parts = []
+            for n, lost in zip(sizes, (3 * margin, 0.0, 0.0), strict=True):
+                fell, rose, _ = (draws(generator, n, lost + gained, gained, 1)[0] * n).round().astype(int)
+                parts.append(np.repeat([-1.0, 1.0, 0.0], [fell, rose, n - fell - rose]))
+            change = np.concatenate(parts)
+            shares = paired_shares(before + (change < 0), before + (change > 0), strata=strata)
+            called += shares.p_not_above(-margin) <= 0.05
+        assert stats.binomtest(called, times, 0.055, "greater").pvalue > 0.01, gained

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from forgetting.audit.compare import SCORE_TEST, compare, noise_floor, pair
-from forgetting.audit.items import clusters, measured, paired
+from forgetting.audit.items import check_apart, check_field, clusters, measured, paired
 from forgetting.audit.schema import Settings
 from forgetting.errors import UsageError
 from tests.audit.panels import capability, flipped, panel, record
@@ -52,6 +52,29 @@ def test_items_that_share_a_context_are_not_independent() -> None:
         clusters(measured("a", [("a", r) for r in shared], "acc", chance=0, higher_is_better=True, version="").items)
         is None
     )
+
+
+def test_contexts_are_of_a_task_and_an_instruction_of_each_task_is_none() -> None:
+    long = "Answer with one word, and with nothing else but it. " * 3
+    tasks = [(f"t{k}", record(j, 1.0, instruction=f"{k} {long}")) for k in range(3) for j in range(4)]
+    about = {"metric": "acc", "chance": 0.5, "higher_is_better": True, "version": "1"}
+    assert clusters(measured("group", tasks, **about).items) is None  # type: ignore[arg-type]
+    named = clusters(measured("group", tasks, **about).items, "instruction")  # type: ignore[arg-type]
+    assert named is not None and len(set(named)) == 3  # who names the field says what it is
+    passages = [("u", record(j, 1.0, passage=f"{j // 2} {long}")) for j in range(4)]
+    labels = clusters(measured("group", [*tasks, *passages], **about).items)  # type: ignore[arg-type]
+    assert labels is not None and len(set(labels)) == 12 + 2 and max(map(len, labels)) == 16
+
+
+def test_a_misspelt_context_and_a_task_in_two_capabilities_are_refused() -> None:
+    found = {"a": capability("a", np.ones(4), passage="p")}
+    check_field(found, None)
+    check_field(found, "passage")
+    with pytest.raises(UsageError, match="cluster 'pasage': no document .*; did you mean 'passage'"):
+        check_field(found, "pasage")
+    check_apart({"mmlu": ["mmlu_anatomy", "mmlu_virology"], "arc": ["arc", "arc"]})
+    with pytest.raises(UsageError, match="'mmlu' and 'mmlu_anatomy': both hold task 'mmlu_anatomy'"):
+        check_apart({"mmlu": ["mmlu_anatomy", "mmlu_virology"], "mmlu_anatomy": ["mmlu_anatomy"]})
 
 
 def test_a_perplexity_is_compared_and_has_no_margin() -> None:
