@@ -5,8 +5,9 @@ a guess of a few counts: of 100 items of which 5% are truly lost, a t test at 5%
 in 12% of samples. The score test (Tango 1998, Statistics in Medicine 17:891) takes the spread that the hypothesis
 implies instead, is McNemar's statistic where the hypothesis is no difference, and is defined where nothing flips.
 
-Items that share a context, strata of equal weight, and scores between 0 and 1 enter by their effective number: as
-many independent right-or-wrong items as have the estimate's variance (Rao & Scott 1992, Biometrics 48:577).
+Items that share a context and scores between 0 and 1 enter by their effective number: as many independent
+right-or-wrong items as have the estimate's variance (Rao & Scott 1992, Biometrics 48:577). Of strata of equal weight,
+each has its own variance under the hypothesis: few flips in a small one do not say that it is exactly known.
 """
 
 from __future__ import annotations
@@ -39,11 +40,18 @@ def score_statistic(lost: ArrayLike, gained: ArrayLike, n: ArrayLike, difference
         0 where the hypothesis leaves no variance and is what was seen, ±∞ where it is not.
     """
     lost_, gained_, delta = (np.asarray(value, dtype=np.float64) for value in (lost, gained, difference))
-    linear = (2 - gained_ + lost_) * delta - gained_ - lost_
-    root = np.sqrt(np.maximum(linear**2 + 8 * lost_ * delta * (1 - delta), 0))
+    return _ratio(gained_ - lost_ - delta, _spread(lost_, gained_, delta) / np.asarray(n, dtype=np.float64))
+
+
+def _spread(lost: NDArray[np.float64], gained: NDArray[np.float64], delta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Variance of one item's change where gained − lost = δ, at the most likely share lost."""
+    linear = (2 - gained + lost) * delta - gained - lost
+    root = np.sqrt(np.maximum(linear**2 + 8 * lost * delta * (1 - delta), 0))
     q = (root - linear) / 4
-    variance = np.maximum(2 * q + delta - delta**2, 0) / np.asarray(n, dtype=np.float64)
-    distance = gained_ - lost_ - delta
+    return np.maximum(2 * q + delta - delta**2, 0)
+
+
+def _ratio(distance: NDArray[np.float64], variance: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(divide="ignore", invalid="ignore"):
         z = distance / np.sqrt(variance)
     return np.where(np.isnan(z) | (np.abs(distance) < 1e-15), 0.0, z)
@@ -60,6 +68,7 @@ class PairedShares:
         effective: Independent right-or-wrong items that would have the same variance.
         df: Degrees of freedom of the tests: independent units − 1, of each stratum.
         clusters: Groups of items taken as one unit; ``None`` where items were.
+        strata: Of several, the share lost, the share gained and the effective number of each; else empty.
     """
 
     lost: float
@@ -68,6 +77,7 @@ class PairedShares:
     effective: float
     df: int
     clusters: int | None = None
+    strata: tuple[tuple[float, float, float], ...] = ()
 
     @property
     def difference(self) -> float:
@@ -94,7 +104,16 @@ class PairedShares:
         return float(stats.t.sf(sign * float(self._z(difference)), self.df))
 
     def _z(self, difference: float) -> float:
-        return float(score_statistic(self.lost, self.gained, self.effective, difference))
+        if not self.strata:
+            return float(score_statistic(self.lost, self.gained, self.effective, difference))
+        # The hypothesis is of the mean of the strata's differences. Each is moved in proportion to its variance,
+        # which costs the least likelihood (to second order), and has the spread that its own hypothesis implies.
+        lost, gained, n = np.array(self.strata).T
+        variance = _smoothed(lost, gained, n)
+        move = (difference - self.difference) * variance / variance.mean()
+        delta = np.clip(gained - lost + move, -1.0, 1.0)
+        pooled = (_spread(lost, gained, delta) / n).sum() / n.size**2
+        return float(_ratio(np.asarray(self.difference - difference), pooled))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The differences that the two-sided test does not reject; (−1, 1) with one unit.
@@ -148,7 +167,8 @@ def paired_shares(
     if parts.shape != array.shape or (labels is not None and labels.shape != array.shape):
         raise ValueError(f"clusters and strata: need one label for each of {array.size} items")
     count = int(parts.max()) + 1
-    lost = gained = variance = slots = all_units = flipped = 0.0
+    lost = gained = variance = slots = all_units = 0.0
+    each: list[tuple[float, float, float]] = []
     for part in range(count):
         chosen = array[parts == part]
         estimate = mean_error(chosen, None if labels is None else labels[parts == part])
@@ -157,19 +177,29 @@ def paired_shares(
         lost, gained = lost + fell / count, gained + rose / count
         # With one unit the spread is unknown: the largest that the flips allow.
         spread = estimate.error**2 * (units - 1) / units if units > 1 else fell + rose
-        if count > 1:
-            # Half a flip each way: a small part in which few were seen would count as exactly known, and the
-            # spread of large parts be taken for its own.
-            seen = fell + rose - (rose - fell) ** 2
-            size = min(seen / spread if spread > 0 and seen > 0 else units, chosen.size)
-            fell, rose = (fell * size + 0.5) / (size + 1), (rose * size + 0.5) / (size + 1)
-            spread = (fell + rose - (rose - fell) ** 2) / size
-        variance, flipped = variance + spread / count**2, flipped + (fell + rose) / count
+        seen = fell + rose - (rose - fell) ** 2
+        size = seen / spread if spread > 0 and seen > 0 else units
+        if np.isin(chosen, (-1.0, 0.0, 1.0)).all():
+            size = min(size, chosen.size)
+        each.append((fell, rose, size))
+        variance += spread / count**2
         slots, all_units = slots + 1 / units / count**2, all_units + units
-    flips = flipped - (gained - lost) ** 2
+    flips = lost + gained - (gained - lost) ** 2
     effective = flips / variance if variance > 0 and flips > 0 else 1 / slots
     if np.isin(array, (-1.0, 0.0, 1.0)).all():
         effective = min(effective, count**2 / sum(1 / float((parts == part).sum()) for part in range(count)))
     return PairedShares(
-        lost, gained, array.size, effective, int(all_units) - count, None if labels is None else int(all_units)
+        lost,
+        gained,
+        array.size,
+        effective,
+        int(all_units) - count,
+        None if labels is None else int(all_units),
+        tuple(each) if count > 1 else (),
     )
+
+
+def _smoothed(lost: NDArray[np.float64], gained: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Variances of differences of shares with half a flip added each way: none seen is not none to be expected."""
+    fell, rose = (lost * n + 0.5) / (n + 1), (gained * n + 0.5) / (n + 1)
+    return (fell + rose - (rose - fell) ** 2) / n

@@ -18,8 +18,8 @@ Error rates: where nothing changed, REGRESSED at a rate of about alpha or less (
 is by the mean of both scores, which says nothing of their difference). Where the mean lost the margin or more, or any
 capability ``worst`` or more, RETAINED at a rate of about alpha, without a correction: all of the tests must reject
 (Berger 1982, Technometrics 24:295). About: the score test's size swings around alpha with the number of items (up to
-6.4% at 5% with 30 to 1,200 items and a margin of 3 points), and so does the mean's over capabilities of unequal size. A
-sequential audit gives each look a part of alpha, and the parts sum to alpha (:mod:`forgetting.audit.looks`).
+6.4% at 5% with 30 to 1,200 items, a margin of 3 points and nothing gained). A sequential audit gives each look a part
+of alpha, and the parts sum to alpha (:mod:`forgetting.audit.looks`).
 """
 
 from __future__ import annotations

@@ -104,16 +104,16 @@ def test_the_interval_covers_of_clustered_items() -> None:
 def test_a_mean_over_strata_of_unequal_size_is_called_retained_at_about_the_nominal_rate() -> None:
     """The whole loss is in a small stratum, whose few flips say little of its spread."""
     generator, times, margin = np.random.default_rng(2), 1000, 0.03
-    sizes = [60, 1000, 1000]
+    sizes = [60, 2000, 2000]
     strata, before = np.repeat(np.arange(3), sizes), np.zeros(sum(sizes))
-    for gained in (0.0, 0.02):
+    for other, gained in ((0.02, 0.0), (0.0, 0.0), (0.0, 0.02)):  # flips each way in the large ones, in the small one
         called = 0
         for _ in range(times):
             parts = []
-            for n, lost in zip(sizes, (3 * margin, 0.0, 0.0), strict=True):
-                fell, rose, _ = (draws(generator, n, lost + gained, gained, 1)[0] * n).round().astype(int)
+            for n, lost, rises in zip(sizes, (3 * margin, 0.0, 0.0), (gained, other, other), strict=True):
+                fell, rose, _ = (draws(generator, n, lost + rises, rises, 1)[0] * n).round().astype(int)
                 parts.append(np.repeat([-1.0, 1.0, 0.0], [fell, rose, n - fell - rose]))
             change = np.concatenate(parts)
             shares = paired_shares(before + (change < 0), before + (change > 0), strata=strata)
             called += shares.p_not_above(-margin) <= 0.05
-        assert stats.binomtest(called, times, 0.055, "greater").pvalue > 0.01, gained
+        assert stats.binomtest(called, times, 0.055, "greater").pvalue > 0.01, (other, gained)
