@@ -61,15 +61,16 @@ class Pair:
 
     @property
     def judged(self) -> bool:
-        """Whether the mean of both scores is above chance by two standard errors (of guessing).
+        """Whether the mean of both scores is above chance by two standard errors (of guessing), or either by five.
 
         A capability that neither has can neither be lost nor kept. The mean of both, as where nothing changed it says
         nothing of their difference: a choice by the base's luck would make what is left look lost, and one by the
-        better of the two would pick large differences, whose Holm correction would then be over too few.
+        better of the two would pick large differences, whose Holm correction would then be over too few. Five
+        errors are beyond luck in thousands of capabilities: what falls from there to below chance is judged.
         """
         chance, n = self.base.chance, len(self.base.items)
-        limit = chance + 2 * math.sqrt(chance * (1 - chance) / (2 * n))
-        return self.shares and (self.base.score + self.tuned.score) / 2 > limit
+        error, scores = math.sqrt(chance * (1 - chance) / n), (self.base.score, self.tuned.score)
+        return self.shares and (sum(scores) / 2 > chance + 2 * error / math.sqrt(2) or max(scores) > chance + 5 * error)
 
     def p_chance(self, worst: float) -> float:
         """p-value of the hypothesis that the base is ``worst`` or more above chance: what is not there is not lost.

@@ -73,7 +73,7 @@ def judge(
     for record, pair in zip(found, pairs, strict=True):
         if not pair.judged:
             record.why = "not judged: " + (
-                "the mean of both models is not above chance by two standard errors"
+                "the mean of both models is not above chance by two standard errors, and neither is by five"
                 if pair.shares
                 else f"{record.metric} is no share of right items, which margins are of"
             )

@@ -206,6 +206,11 @@ def test_an_early_look_does_not_retain_what_it_has_hardly_seen() -> None:
     assert waits.verdict == "INCONCLUSIVE" and "not ruled out on copa" in waits.why
 
 
+def test_a_collapse_to_below_chance_is_judged() -> None:
+    found = judge(pairs((60, 50, 30, 0)), SETTINGS)  # 83% to 33%: the mean of both is near chance
+    assert found.verdict == "REGRESSED"
+
+
 def test_a_capability_that_the_base_has_not_blocks_retained_while_it_might_have_it() -> None:
     base, tuned = np.tile([0, 1], 400), np.tile([1, 0, 0, 1], 200)
     blocked = judge([of_sides("big", untouched(2000)), of_sides("few", (base[:40], tuned[:40]))], SETTINGS)
