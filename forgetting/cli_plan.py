@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from forgetting.cli_run import assign
 from forgetting.errors import UsageError
 
 UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
@@ -36,7 +37,10 @@ def plan(
     devices: Annotated[str, typer.Option(help="Numbers of devices, comma-separated.")] = "1,2,8",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes.")] = False,
 ) -> None:
-    """Print memory per device and operations per step, for each mitigation; no weight is loaded."""
+    """Print memory per device and operations per step, for each mitigation; no weight is loaded.
+
+    FSDP2's rows are an estimate alone: `forgetting run` trains on one device, or with DDP.
+    """
     from forgetting.config import parse_study, read_yaml
     from forgetting.planning.memory import plan_memory
     from forgetting.planning.shape import read_config
@@ -50,9 +54,9 @@ def plan(
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,
     }
-    given = {key: value for key, value in flags.items() if value is not None}
-    if given:
-        values["training"] = {**(values.get("training") or {}), **given}
+    for key, value in flags.items():
+        if value is not None:
+            assign(values, f"training.{key}", value)
     if model is not None and config is not None:
         raise UsageError("--model and --config are both given; give one")
     if model is not None:
@@ -97,4 +101,6 @@ def _print(plans: list[dict]) -> None:
             name = "1" if row["devices"] == 1 else f"{row['devices']} {row['strategy']}"
             table.add_row(name, *(size(row[column]) for column in columns), size(row["peak"]))
         Console().print(table)
+    if any(row["strategy"] == "fsdp" for one in plans for row in one["devices"]):
+        print("fsdp: an estimate for FSDP2, with which `forgetting run` does not train; it trains with ddp")
     print("per device; CUDA's own context and the allocator's gaps come on top (about 1 GB, and a tenth)")

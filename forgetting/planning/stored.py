@@ -50,7 +50,7 @@ class Stored:
 
 NOTHING = Stored()
 
-KEPT: dict[str, Stored] = {
+STORED: dict[str, Stored] = {
     # Nothing on the device: data that are replayed stay tokens in the machine's memory.
     **dict.fromkeys(
         (
@@ -101,10 +101,10 @@ def stored_by(mitigation: Mitigation) -> Stored:
             total += stored_by(part)
         return total
     name = type(mitigation).__module__.rpartition(".")[2]
-    if name not in KEPT:
+    if name not in STORED:
         raise UsageError(
             f"mitigation {name!r}: what it keeps depends on data or on the number of tasks, and is not estimated; "
-            f"estimated: {', '.join(sorted(KEPT))}"
+            f"estimated: {', '.join(sorted(STORED))}"
         )
     options: Any = mitigation.options
     if getattr(options, "strength", 1) == 0:
@@ -118,5 +118,5 @@ def stored_by(mitigation: Mitigation) -> Stored:
         if is_so:
             raise UsageError(f"mitigation {name!r}: with {what}, what it keeps is not estimated")
     if name == "si" and options.pretrained == "fisher":
-        return replace(KEPT[name], fisher=True)
-    return KEPT[name]
+        return replace(STORED[name], fisher=True)
+    return STORED[name]

@@ -17,7 +17,7 @@ from forgetting.mitigations import build_mitigation, mitigation_names, parse_mit
 from forgetting.planning.activations import Activations, Live, trace
 from forgetting.planning.memory import flops_per_step, need, plan_memory
 from forgetting.planning.shape import Shape, build, read_config, shape_of
-from forgetting.planning.stored import KEPT, Stored, stored_by
+from forgetting.planning.stored import STORED, Stored, stored_by
 
 LLAMA_70B: dict[str, Any] = {
     "model_type": "llama",
@@ -130,7 +130,7 @@ def stored_records() -> Iterator[tuple[str, dict]]:
     seen = set()
     for path in sorted((Path(__file__).parents[2] / "results").glob("*/**/runs/*.json")):
         name = path.name.split("-s")[0]
-        if name in KEPT and name not in seen:
+        if name in STORED and name not in seen:
             record = json.loads(path.read_text())
             if record["status"] == "finished" and record["config"]["model"] == "micro":
                 seen.add(name)
@@ -143,7 +143,7 @@ def test_what_is_said_to_be_kept_is_what_runs_kept() -> None:
     assert {"ewc", "l2sp", "si", "mas", "rwalk", "ema", "wise_ft", "flow", "freeze", "lora"} <= set(found)
     for name, record in found.items():
         assert [part for part, _ in parse_mitigation(record["config"]["mitigation"])] == [name]
-        stored, cost = KEPT[name], record["cost"]
+        stored, cost = STORED[name], record["cost"]
         expected = stored.kept * cost["trainable_parameters"] + stored.copies * cost["parameters"]
         tokens = cost["stored_floats"] - (0 if name == "lwf" else expected)
         assert 0 <= tokens < 0.1 * cost["parameters"], name
@@ -151,12 +151,12 @@ def test_what_is_said_to_be_kept_is_what_runs_kept() -> None:
 
 def test_every_method_is_estimated_or_refused_by_name() -> None:
     for name in mitigation_names():
-        if name in KEPT:
+        if name in STORED:
             assert isinstance(stored_by(build_mitigation(name)), Stored)
         else:
             with pytest.raises(UsageError, match=f"mitigation '{name}': what it keeps depends"):
                 stored_by(build_mitigation(name))
-    assert stored_by(build_mitigation("replay+ewc")) == KEPT["ewc"]
+    assert stored_by(build_mitigation("replay+ewc")) == STORED["ewc"]
     assert stored_by(build_mitigation("ewc:strength=0")) == Stored()
     assert stored_by(build_mitigation("si:pretrained=fisher")).fisher
     for text in ("ewc:mode=kfac", "lora:init=pissa", "kl_to_base:on=text"):
@@ -186,6 +186,8 @@ def test_the_command_prints_json_a_table_and_one_line_on_mistakes(
     assert ddp["activations"] == one["activations"] / 2  # two sequences: devices beyond the second have none of them
     code, out, _ = command("study.yaml", "--devices", "2")
     assert code == 0 and "naive: 984,192 parameters" in out and "2 ddp" in out and "2 fsdp" in out
+    assert "fsdp: an estimate for FSDP2, with which `forgetting run` does not train" in out
+    assert "FSDP2" not in command("study.yaml", "--devices", "1")[1]
     for arguments, message in (
         (["--model", "micro-vision"], "is of family vision"),
         (["--model", "micro", "--config", "config.json"], "both given"),
