@@ -225,8 +225,15 @@ def resume(
     config = ResultStore.existing(folder).config()
     launching = Launching(launcher, workers, cpus_per_run, gpus_per_run, address, tuple(sbatch or ()))
     if only is not None:
-        if dry_run or launcher != "local":
-            raise UsageError("--only: does one run, here and now; leave --dry-run and --launcher out")
+        for option, given in (
+            ("--dry-run", dry_run),
+            ("--launcher", launcher != "local"),
+            ("--workers", workers is not None),
+            ("--hours", hours is not None),
+        ):
+            if given:
+                raise UsageError(f"{option}: --only does one run, here and now; leave it out")
+        launching.launch()  # refuses the other launchers' options
         _one_run(folder, config, only, wandb, checkpoint_every)
     elif dry_run:
         launching.print_plans(config.name, {folder: config})

@@ -132,6 +132,7 @@ BAD_YAML = {
         "    - {name: x, train: good.jsonl}\n    - {name: x, train: good.jsonl}\n"
     ),
     "list.yaml": "- a\n",
+    "training.yaml": "name: a\ntraining: [1]\n",
 }
 
 
@@ -174,7 +175,16 @@ BAD_YAML = {
         (["run", "absent.yaml"], "absent.yaml"),
         (["run", "--output", "good.jsonl"], "is a file"),
         (["run", "--modle", "micro"], "--model"),
+        (["plan", "training.yaml", "--batch-size", "8"], "training is [1], which has no keys"),
         (["resume", "empty"], "has no study.yaml"),
+        (["resume", "begun", "--only", "x", "--workers", "2"], "--workers: --only does one run"),
+        (["resume", "begun", "--only", "x", "--hours", "0"], "--hours: --only does one run"),
+        (["resume", "begun", "--only", "x", "--launcher", "ray"], "--launcher: --only does one run"),
+        (["resume", "begun", "--only", "x", "--dry-run"], "--dry-run: --only does one run"),
+        (["resume", "begun", "--only", "x", "--cpus-per-run", "2"], "--cpus-per-run: is for"),
+        (["resume", "begun", "--only", "x", "--gpus-per-run", "0"], "--gpus-per-run: is for"),
+        (["resume", "begun", "--only", "x", "--address", "auto"], "--address: is for"),
+        (["resume", "begun", "--only", "x", "--sbatch", "--time=1"], "--sbatch: is for"),
         (["report", "empty"], "has no study.yaml"),
         (["list", "mitigation"], "did you mean 'mitigations'?"),
         (["list", "mitigations", "ewcc"], "did you mean 'ewc'?"),
@@ -196,6 +206,8 @@ def test_mistakes_are_one_line_and_code_2(
     monkeypatch.chdir(tmp_path)
     own_jsonl(tmp_path / "good.jsonl")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "study.yaml").write_text("name: begun\n")
     for name, text in {**BAD_JSONL, **BAD_YAML}.items():
         (tmp_path / name).write_text(text)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
