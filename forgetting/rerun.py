@@ -7,15 +7,13 @@ difference: data, versions, hardware. Times and memory are measurements of a mac
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forgetting.errors import UsageError
-from forgetting.results import Items, ResultStore, RunRecord, read_record
+from forgetting.results import Items, ResultStore, RunRecord, read_items, read_record
 from forgetting.study import run_study
 
 DIFFERENT = 3
@@ -49,7 +47,7 @@ def rerun(path: Path, output: Path, *, trust_remote_code: bool = False) -> tuple
 
     Raises:
         UsageError: if the file is no record of a run that ended, its configuration is not the one that its hash
-            names, it asks for code of a model's own, or ``output`` holds something else.
+            names, its items are damaged, it asks for code of a model's own, or ``output`` holds something else.
     """
     import torch
 
@@ -59,7 +57,7 @@ def rerun(path: Path, output: Path, *, trust_remote_code: bool = False) -> tuple
     config = record.config
     if record.status == "running":
         raise UsageError(f"record {str(path)!r}: is of a run that did not end; continue that with forgetting resume")
-    if config.hash != record.config_hash or config.run_id != record.run_id:
+    if config.hash != record.config_hash:
         raise UsageError(
             f"record {str(path)!r}: its configuration has the hash {config.hash}, and its name says "
             f"{record.config_hash}; it was changed by hand, or comes from another version of the package"
@@ -68,23 +66,29 @@ def rerun(path: Path, output: Path, *, trust_remote_code: bool = False) -> tuple
         raise UsageError(
             f"record {str(path)!r}: model {config.model!r} ran code of its own; give --trust-remote-code to let it"
         )
+    beside = path.with_name(f"{path.stem}.items.json.gz")
+    items = read_items(beside) if beside.exists() else None
     shared = config.model_dump(exclude={"mitigation", "seed"})
-    name = output.name if output.name[:1].isalnum() else "rerun"
-    study = StudyConfig(name=name, mitigations=(config.mitigation,), seeds=(config.seed,), **shared)
+    study = StudyConfig(name="rerun", mitigations=(config.mitigation,), seeds=(config.seed,), **shared)
     store = ResultStore(output)
     store.check(study)
     earlier = store.load(config.run_id)
     if earlier is not None and earlier.status != "running":
         raise UsageError(f"output {str(output)!r}: this run is finished there already; give a new folder")
-    threads, then = torch.get_num_threads(), record.provenance.get("hardware", {}).get("threads")
-    torch.set_num_threads(then or threads)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_threads(record) or threads)
     try:
         (again,) = run_study(study, output)
     finally:
         torch.set_num_threads(threads)
-    beside = path.with_name(f"{path.stem}.items.json.gz")
-    items = json.loads(gzip.decompress(beside.read_bytes())) if beside.exists() else None
     return again, compare(record, again, items, store.load_items(again.run_id))
+
+
+def _threads(record: RunRecord) -> int | None:
+    """The threads that a record says it was made with, where it says something that can be."""
+    hardware = record.provenance.get("hardware")
+    found = hardware.get("threads") if isinstance(hardware, dict) else None
+    return found if type(found) is int and 0 < found <= 1024 else None
 
 
 def compare(

@@ -260,6 +260,25 @@ def read_record(path: Path, run_id: str | None = None) -> RunRecord:
     return record
 
 
+def read_items(path: Path) -> Items:
+    """Read a run's per-item outcomes.
+
+    Raises:
+        UsageError: if the file cannot be read, is damaged, or holds something else.
+    """
+    try:
+        items = _ITEMS.validate_json(gzip.decompress(_read(path)))
+    except (OSError, EOFError, zlib.error, ValidationError) as error:
+        problem = " ".join(str(error).split())[:120]
+        raise UsageError(
+            f"result {str(path)!r}: is not a run's items, compressed ({problem}); delete it and the run's .json "
+            "to run it again"
+        ) from None
+    if items.keys() != {"R", "G"} or len(items["R"]) != len(items["G"]):
+        raise UsageError(f"result {str(path)!r}: does not hold as many rows of R as of G; delete the run's files")
+    return items
+
+
 class ResultStore:
     """The folder of one study.
 
@@ -363,19 +382,7 @@ class ResultStore:
             UsageError: if the file is damaged, or holds something else.
         """
         path = self.items_path(run_id)
-        if not path.exists():
-            return {"R": [], "G": []}
-        try:
-            items = _ITEMS.validate_json(gzip.decompress(_read(path)))
-        except (OSError, EOFError, zlib.error, ValidationError) as error:
-            problem = " ".join(str(error).split())[:120]
-            raise UsageError(
-                f"result {str(path)!r}: is not a run's items, compressed ({problem}); delete it and the run's .json "
-                "to run it again"
-            ) from None
-        if items.keys() != {"R", "G"} or len(items["R"]) != len(items["G"]):
-            raise UsageError(f"result {str(path)!r}: does not hold as many rows of R as of G; delete the run's files")
-        return items
+        return read_items(path) if path.exists() else {"R": [], "G": []}
 
     def save(self, record: RunRecord, items: Items | None = None) -> None:
         """Write a record, and its items first, so that a record never promises items that are not there.

@@ -10,7 +10,7 @@ import pytest
 
 from forgetting.cli import main
 from forgetting.errors import UsageError
-from forgetting.rerun import DIFFERENT, compare, rerun
+from forgetting.rerun import DIFFERENT, _threads, compare, rerun
 from forgetting.results import ResultStore, read_record
 
 
@@ -35,7 +35,7 @@ def test_a_record_is_reproduced_from_itself(
     with pytest.raises(SystemExit) as stop:
         main()  # a repetition that is there already is no repetition
     assert stop.value.code == 2 and "finished there already" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["forgetting", "rerun", path.name, "--output", "once-more"])
+    monkeypatch.setattr(sys, "argv", ["forgetting", "rerun", path.name, "--output", "once more"])
     monkeypatch.setattr("forgetting.rerun.run_study", lambda study, folder: [again])  # what it would run: seen above
     with pytest.raises(SystemExit) as stop:
         main()
@@ -57,7 +57,8 @@ def test_items_that_flip_are_counted(one_process: ResultStore) -> None:
     ("change", "message"),
     [
         ({"status": "running"}, "did not end"),
-        ({"config": {"seed": 1}}, "was changed by hand"),
+        ({"config": {"seed": 1}}, "it was changed, delete it"),
+        ({"config_hash": "0" * 12}, "was changed by hand"),
         ({"rows": 3}, "is not a run record"),
     ],
 )
@@ -76,3 +77,24 @@ def test_a_record_that_cannot_be_run_again_is_refused(
     with pytest.raises(UsageError, match="No such file"):
         rerun(tmp_path / "none.json", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_damaged_items_are_refused_before_anything_is_run(tmp_path: Path, one_process: ResultStore) -> None:
+    record = one_process.record_path(next(one_process.records()).run_id)
+    (tmp_path / "record.json").write_text(record.read_text())
+    (tmp_path / "record.items.json.gz").write_bytes(b"torn")
+    with pytest.raises(UsageError, match=r"record\.items\.json\.gz': is not a run's items"):
+        rerun(tmp_path / "record.json", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("hardware", "threads"),
+    [({"threads": 3}, 3), *(({"threads": bad}, None) for bad in ("x", -1, 0, [2], True, 2.0, 2**40)), ([], None)],
+)
+def test_threads_are_those_of_the_record_where_they_can_be(
+    one_process: ResultStore, hardware: object, threads: int | None
+) -> None:
+    record = next(one_process.records())
+    record.provenance["hardware"] = hardware
+    assert _threads(record) == threads
