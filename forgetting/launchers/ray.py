@@ -3,8 +3,8 @@
 Where the workers see the study's folder (one machine, a network file system), a run writes there as it does in a local
 process, and one that died goes on from its last finished task. Elsewhere a run works in a folder of its own machine,
 its record and items come back as objects after every row, and the driver writes them into the one store; one whose
-worker died goes on where the machine still has its checkpoint, and begins again elsewhere. Either way the numbers are
-those of one process.
+worker died, or whose study was stopped, goes on where the machine still has its checkpoint, and begins again elsewhere.
+Either way the numbers are those of one process.
 
 Every machine needs the package, and what a study names: models, data files. Text that was sampled from the base model
 is sent along, since another processor could sample another one.
@@ -12,10 +12,10 @@ is sent along, since another processor could sample another one.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import tempfile
+import signal
+import sys
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -25,14 +25,20 @@ from typing import TYPE_CHECKING, Any
 from forgetting.checkpoint import EVERY
 from forgetting.config import RunConfig
 from forgetting.errors import UsageError
-from forgetting.results import Items, ResultStore, RunRecord, write_atomically
+from forgetting.launchers.ray_worker import Inbox, Job, mark_of, sweep, work, work_name
+from forgetting.results import ResultStore, RunRecord
 
 if TYPE_CHECKING:
     from forgetting.run import Progress
-    from forgetting.tracking import Tracker
 
 RETRIES = 3
 """How often a run is begun again whose worker died."""
+
+GRACE_SECONDS = 300.0
+"""How long workers that are told to stop have to finish their step and save; then they are killed."""
+
+SWEEP_SECONDS = 30.0
+"""How long machines have to delete what they worked in, once all is done."""
 
 
 def require_ray() -> None:
@@ -41,108 +47,6 @@ def require_ray() -> None:
         import ray  # noqa: F401
     except ImportError:
         raise UsageError("launcher 'ray': Ray is not installed; pip install 'forgetting[ray]'") from None
-
-
-class Inbox:
-    """An actor beside the driver: what workers send, until the driver takes it."""
-
-    def __init__(self) -> None:
-        self._messages: list[tuple[Any, ...]] = []
-
-    def put(self, message: tuple[Any, ...]) -> None:
-        """Leave a message: (number of the job, attempt, kind, ...)."""
-        self._messages.append(message)
-
-    def take(self) -> list[tuple[Any, ...]]:
-        """Return what came since the last time, in its order."""
-        taken, self._messages = self._messages, []
-        return taken
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told of a run.
-
-    Attributes:
-        number: Its place among the launcher's runs.
-        token: Of the launcher; a file of this name in ``folder`` tells a worker that it sees the driver's disk.
-        directory: Where relative paths start.
-    """
-
-    number: int
-    run: dict[str, Any]
-    folder: str
-    token: str
-    cpus: int
-    directory: str
-    wandb_project: str | None
-    checkpoint_every: str
-
-
-class _SendingStore(ResultStore):
-    """A store on a machine that does not see the study's: what is written here is sent to the driver too."""
-
-    def __init__(self, folder: Path, send: Any) -> None:
-        super().__init__(folder)
-        self._send = send
-
-    def save(self, record: RunRecord, items: Items | None = None) -> None:
-        """Write, and return once the driver's inbox has it."""
-        super().save(record, items)
-        self._send(("record", record.model_dump_json(), items), wait=True)
-
-
-def _mark(folder: Path, token: str) -> Path:
-    return folder / f".ray-{token}"
-
-
-def _work(job: Job, cache: dict[str, bytes], inbox: Any) -> None:
-    """Do a run, in a worker; ``cache`` holds the files of the study's cache, by name."""
-    import ray
-    import torch
-
-    from forgetting.run import run_sequence
-
-    attempt = uuid.uuid4().hex
-
-    def send(message: tuple[Any, ...], wait: bool = False) -> None:
-        sent = inbox.put.remote((job.number, attempt, *message))
-        if wait:
-            ray.get(sent)
-
-    last_sent = -math.inf
-
-    def progress(run_id: str, share: float, doing: str) -> None:
-        nonlocal last_sent
-        if time.monotonic() - last_sent > 0.5 or doing.endswith((", done", "finished", "failed")):
-            send(("progress", share, doing))
-            last_sent = time.monotonic()
-
-    send(("begun",))
-    torch.set_num_threads(job.cpus)
-    if Path(job.directory).is_dir():
-        os.chdir(job.directory)
-    folder = Path(job.folder)
-    run = RunConfig(**job.run)
-    if _mark(folder, job.token).exists():
-        store, tracker = ResultStore(folder), _tracker(job, folder)
-        run_sequence(run, store, progress=progress, tracker=tracker, checkpoint_every=job.checkpoint_every)
-        return
-    name = hashlib.sha256(job.folder.encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"forgetting-{job.token}" / name / folder.name
-    for file, content in cache.items():
-        if not (folder / "cache" / file).exists():
-            write_atomically(folder / "cache" / file, content)
-    store, tracker = _SendingStore(folder, send), _tracker(job, folder)
-    record = run_sequence(run, store, progress=progress, tracker=tracker, checkpoint_every=job.checkpoint_every)
-    for path in (store.record_path(record.run_id), store.items_path(record.run_id)):
-        path.unlink(missing_ok=True)
-
-
-def _tracker(job: Job, folder: Path) -> Tracker:
-    from forgetting.tracking import Tracker
-
-    return Tracker(job.wandb_project, str(folder))
 
 
 @dataclass(frozen=True)
@@ -194,7 +98,7 @@ class RayLauncher:
         if begun_here:
             _connect(self.address)
         token = uuid.uuid4().hex
-        marks = {_mark(store.folder, token) for _, store in runs}
+        marks = {mark_of(store.folder, token) for _, store in runs}
         try:
             self._check_room()
             for mark in marks:
@@ -207,18 +111,20 @@ class RayLauncher:
                 ray.shutdown()
 
     def _check_room(self) -> None:
-        """Raise UsageError where no machine could ever take a run; a cluster that grows is not known to be one."""
+        """Raise UsageError where no machine could ever take a run; one that may grow is waited for, with a note."""
         import ray
 
-        if self.address is not None:
-            return
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in nodes):
-            raise UsageError(
-                f"--cpus-per-run {self.cpus} --gpus-per-run {self.gpus}: no machine of the Ray cluster has as many "
-                f"(most cores: {max(node.get('CPU', 0) for node in nodes):g}, "
-                f"most GPUs: {max(node.get('GPU', 0) for node in nodes):g})"
-            )
+        if any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in nodes):
+            return
+        none = (
+            f"--cpus-per-run {self.cpus} --gpus-per-run {self.gpus}: no machine of the Ray cluster has as many "
+            f"(most cores: {max((node.get('CPU', 0) for node in nodes), default=0):g}, "
+            f"most GPUs: {max((node.get('GPU', 0) for node in nodes), default=0):g})"
+        )
+        if self.address is None:
+            raise UsageError(none)
+        print(f"note: {none}; runs wait until one joins", file=sys.stderr)
 
     def _drive(
         self,
@@ -236,10 +142,11 @@ class RayLauncher:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(num_cpus=0)(Inbox)
         inbox = actor.options(scheduling_strategy=here).remote()
-        task: Any = ray.remote(_work).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=self.retries)
+        task: Any = ray.remote(work).options(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=self.retries)
         caches = {store.folder: ray.put(_cache(store)) for _, store in runs}
+        works = {store.folder: work_name(store) for _, store in runs}
         post = _Post(runs, progress)
-        submitted = 0
+        submitted = ended = 0
         waiting: dict[Any, int] = {}
         try:
             while waiting or (submitted < len(runs) and time.monotonic() < deadline):
@@ -252,6 +159,8 @@ class RayLauncher:
                         run=run.model_dump(mode="json"),
                         folder=str(store.folder.absolute()),
                         token=token,
+                        work=works[store.folder],
+                        begun=store.record_path(run.run_id).exists(),
                         cpus=self.cpus,
                         directory=str(Path.cwd()),
                         wandb_project=wandb_project,
@@ -268,12 +177,44 @@ class RayLauncher:
                     post.deliver(message)
                 for reference in done:
                     _collect(reference, runs[waiting.pop(reference)])
+                    ended += 1
+            if ended == len(runs) and post.apart:
+                _sweep_all(sorted(works.values()))
         except BaseException:
-            for reference in waiting:
-                ray.cancel(reference, force=True)
+            _stop(list(waiting), inbox, post)
             raise
         finally:
             ray.kill(inbox)
+
+
+def _stop(waiting: list[Any], inbox: Any, post: _Post) -> None:
+    """Have every worker finish its step and save, and take what they still send; kill what does not end in time."""
+    import ray
+
+    for reference in waiting:
+        ray.cancel(reference)
+    if waiting:
+        _, left = ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_SECONDS)
+        for reference in left:
+            ray.cancel(reference, force=True)
+    for message in ray.get(inbox.take.remote()):
+        post.deliver(message)
+
+
+def _sweep_all(names: list[str]) -> None:
+    """Delete on every machine what runs worked in."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task: Any = ray.remote(sweep)
+    machines = [
+        task.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(names)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    ray.wait(machines, num_returns=len(machines), timeout=SWEEP_SECONDS)
 
 
 class _Post:
@@ -281,12 +222,14 @@ class _Post:
 
     Attributes:
         attempts: By the number of a job, its latest attempt; what an earlier one still sends is passed over.
+        apart: Whether a run works in a folder of its own machine.
     """
 
     def __init__(self, runs: list[tuple[RunConfig, ResultStore]], progress: Progress | None) -> None:
         self.runs = runs
         self.progress: Progress = progress or (lambda run_id, share, doing: None)
         self.attempts: dict[int, str] = {}
+        self.apart = False
         self._given_up: set[str] = set()
         self._digests: dict[Path, str] = {}
 
@@ -303,9 +246,12 @@ class _Post:
         if kind == "progress":
             self.progress(run.run_id, *content)
         elif kind == "record":
+            self.apart = True
             record = RunRecord.model_validate_json(content[0])
             self._check_data(record, run, store)
-            store.save(record, content[1])
+            stored = store.load(run.run_id)
+            if stored is None or not _is_behind(record, stored):
+                store.save(record, content[1])
 
     def _check_data(self, record: RunRecord, run: RunConfig, store: ResultStore) -> None:
         """Raise UsageError if a worker that has its own disk read other data than the driver."""
@@ -320,6 +266,11 @@ class _Post:
             )
 
 
+def _is_behind(record: RunRecord, stored: RunRecord) -> bool:
+    """Whether a run that was begun again has not yet come to where it was."""
+    return stored.status != "running" or (record.status == "running" and len(record.rows) < len(stored.rows))
+
+
 def _cache(store: ResultStore) -> dict[str, bytes]:
     folder = store.folder / "cache"
     return {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()} if folder.is_dir() else {}
@@ -329,11 +280,15 @@ def _connect(address: str | None) -> None:
     """Connect to a cluster, or begin one of this machine."""
     import ray
 
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         problem = " ".join(str(error).split())[:200]
         raise UsageError(f"--address {address}: no Ray cluster can be reached there: {problem}") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray's own would end this process without a word to the workers
 
 
 def _collect(reference: Any, run: tuple[RunConfig, ResultStore]) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from forgetting.config import RunConfig
 from forgetting.errors import UsageError
+from forgetting.interruption import Interrupted
 from forgetting.launchers import ray as launcher
-from forgetting.launchers.ray import Inbox, RayLauncher
+from forgetting.launchers import ray_worker
+from forgetting.launchers.ray import RayLauncher
+from forgetting.launchers.ray_worker import Inbox, Job
 from forgetting.rerun import compare
-from forgetting.results import ResultStore
+from forgetting.results import ResultStore, RunRecord
 from forgetting.study import run_study
 from tests.tiny_study import tiny_study
 
@@ -72,8 +79,9 @@ def test_a_killed_worker_changes_no_number(
     file.with_suffix(".killed").unlink()
     apart = tmp_path / "apart" / "tiny"
     with monkeypatch.context() as patch:  # as on machines that do not see the study's folder: the mark is elsewhere
-        patch.setattr(launcher, "_mark", lambda folder, token: tmp_path / f".ray-{token}")
+        patch.setattr(launcher, "mark_of", lambda folder, token: tmp_path / f".ray-{token}")
         run_study(config, apart, workers=0, launch=RayLauncher())
+    assert not (ray_worker._work_root() / ray_worker.work_name(ResultStore(apart))).exists()
     assert file.with_suffix(".killed").exists()
 
     here = tmp_path / "here" / "tiny"
@@ -93,12 +101,100 @@ def test_a_killed_worker_changes_no_number(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_run_that_no_machine_has_room_for_is_refused(tmp_path: Path) -> None:
+def test_told_to_stop_workers_finish_their_step_and_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a disk in common; the driver is sent SIGTERM, and the next launch goes on within the task."""
+    monkeypatch.setattr(launcher, "mark_of", lambda folder, token: tmp_path / f".ray-{token}")
+    training = {"steps": 60, "batch_size": 4, "max_length": 96}
+    config = tiny_study(mitigations=["naive"], training=training)
+    run_id = config.runs()[0].run_id
+    store = ResultStore(tmp_path / "tiny")
+
+    def stop(run: str, share: float, doing: str) -> None:
+        if "step" in doing:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run_study(config, store.folder, launch=RayLauncher(), workers=0, progress=stop, checkpoint_every="never")
+    work = ray_worker._work_root() / ray_worker.work_name(store) / "tiny"
+    checkpoints = ResultStore(work).checkpoint_path(run_id)
+    (saved,) = (path for path in checkpoints.iterdir() if "-step-" in path.name)
+    begun = store.load(run_id)
+    assert begun is not None and begun.status == "running"
+
+    told: list[str] = []
+    (record,) = run_study(
+        config, store.folder, launch=RayLauncher(), workers=0, progress=lambda run, share, doing: told.append(doing)
+    )
+    at = int(saved.name.rpartition("-")[2])
+    steps = [int(doing.split()[-1].partition("/")[0]) for doing in told if doing.startswith("new_facts, step")]
+    assert all(step > at for step in steps) and record.status == "finished"
+    assert not checkpoints.exists() and not work.parent.exists()
+    (whole,) = run_study(config, tmp_path / "whole" / "tiny")
+    assert not compare(whole, record).numbers
+
+
+def test_a_run_that_ended_in_a_worker_that_died_is_sent_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_process: ResultStore
+) -> None:
+    """Its record is finished on the worker's machine; the driver had its rows, and not its end."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(ray, "get", lambda sent: sent)
+    monkeypatch.chdir(tmp_path)
+    record = next(one_process.records())
+    here = ResultStore.create(tmp_path / "tiny", one_process.config())
+    there = ResultStore(ray_worker._work_root() / ray_worker.work_name(here) / "tiny")
+    assert stat.S_IMODE(ray_worker._work_root().stat().st_mode) == 0o700
+    there.save(record, one_process.load_items(record.run_id))
+    sent: list[tuple] = []
+
+    class Sending:
+        class put:
+            remote = staticmethod(sent.append)
+
+    job = Job(
+        number=0,
+        run=record.config.model_dump(mode="json"),
+        folder=str(here.folder),
+        token="a",
+        work=ray_worker.work_name(here),
+        begun=True,
+        cpus=1,
+        directory=str(tmp_path),
+        wandb_project=None,
+        checkpoint_every="never",
+    )
+    ray_worker.work(job, {}, Sending)
+    (number, _, kind, *content) = sent[-1]
+    assert (number, kind) == (0, "record") and RunRecord.model_validate_json(content[0]) == record
+    assert content[1] == one_process.load_items(record.run_id) and there.load(record.run_id) is None
+
+    # Where the driver has no record, one of an earlier launch is of a run that the user began anew.
+    there.save(record)
+    found: list[RunRecord | None] = []
+
+    def again(run: RunConfig, store: ResultStore, **_: object) -> RunRecord:
+        found.append(store.load(run.run_id))
+        store.save(record)
+        return record
+
+    monkeypatch.setattr("forgetting.run.run_sequence", again)
+    ray_worker.work(replace(job, begun=False, token="b"), {}, Sending)
+    assert found == [None]
+    (ray_worker._work_root()).chmod(0o777)
+    with pytest.raises(UsageError, match="others can write there"):
+        ray_worker.work(job, {}, Sending)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_no_machine_has_room_for_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_study()
     runs = [(run, ResultStore.create(tmp_path / "tiny", config)) for run in config.runs()]
     with pytest.raises(UsageError, match="--cpus-per-run 64 --gpus-per-run 0: no machine .*most cores: 2"):
         RayLauncher(cpus=64)(runs)
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["study.yaml"]
+    RayLauncher(gpus=8, address="auto")._check_room()  # that cluster may grow
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: --cpus-per-run 1 --gpus-per-run 8: no machine") and "wait until one joins" in line
     RayLauncher()(runs, hours=0)
     assert not (tmp_path / "tiny" / "runs").exists()
 
@@ -120,6 +216,16 @@ def test_what_a_lost_attempt_still_sends_is_passed_over(tmp_path: Path, one_proc
         post.deliver(message)
     assert inbox.take() == [] and seen == ["attempt a", "attempt b"]
     assert store.load(record.run_id) == record
+
+    half = record.model_copy(update={"rows": record.rows[:2], "status": "running"})
+    for before, after in ((half, old), (record, half), (record, old)):  # begun again, not yet where it was
+        store.save(before)
+        post.deliver((0, "b", "record", after.model_dump_json(), None))
+        assert store.load(record.run_id) == before
+    store.save(half)
+    failed = old.model_copy(update={"status": "failed", "reason": "x"})
+    post.deliver((0, "b", "record", failed.model_dump_json(), None))
+    assert store.load(record.run_id) == failed
 
     elsewhere = record.model_copy(deep=True)
     elsewhere.provenance["sources"]["data"] = "0" * 64
