@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forgetting import interruption
 from forgetting.checkpoint import EVERY
 from forgetting.config import RunConfig
 from forgetting.errors import UsageError
@@ -103,7 +104,8 @@ class RayLauncher:
             self._check_room()
             for mark in marks:
                 mark.touch()
-            self._drive(runs, token, workers, progress, wandb_project, deadline, checkpoint_every)
+            with interruption.held():  # Ray makes a plain KeyboardInterrupt of what a handler raises in its calls
+                self._drive(runs, token, workers, progress, wandb_project, deadline, checkpoint_every)
         finally:
             for mark in marks:
                 mark.unlink(missing_ok=True)
@@ -150,6 +152,7 @@ class RayLauncher:
         waiting: dict[Any, int] = {}
         try:
             while waiting or (submitted < len(runs) and time.monotonic() < deadline):
+                interruption.check()
                 while submitted < len(runs) and (not workers or len(waiting) < workers):
                     if time.monotonic() >= deadline:
                         break

@@ -121,13 +121,13 @@ def work(job: Job, cache: dict[str, bytes], inbox: Any) -> None:
     Told to stop, it finishes its step and saves. The driver tells it with SIGINT; SIGTERM comes from its own machine,
     and it ends as if it had died, for Ray to begin it again elsewhere.
     """
-    try:
-        with interruption.graceful():
+    with interruption.graceful():
+        try:
             _attempt(job, cache, inbox)
-    except interruption.Interrupted as stop:
-        if "SIGTERM" in stop.args:
-            os._exit(1)
-        raise
+        except KeyboardInterrupt:  # Interrupted, or what Ray makes of it in a call of its own
+            if interruption.requested() == "SIGTERM":
+                os._exit(1)
+            raise
 
 
 def _attempt(job: Job, cache: dict[str, bytes], inbox: Any) -> None:
@@ -147,8 +147,9 @@ def _attempt(job: Job, cache: dict[str, bytes], inbox: Any) -> None:
 
     def progress(run_id: str, share: float, doing: str) -> None:
         nonlocal last_sent
-        if time.monotonic() - last_sent > 0.5 or doing.endswith((", done", "finished", "failed")):
-            send(("progress", share, doing))
+        ended = doing.endswith((", done", "finished", "failed"))
+        if ended or time.monotonic() - last_sent > 0.5:
+            send(("progress", share, doing), wait=ended)  # else the driver may leave before the last one comes
             last_sent = time.monotonic()
 
     send(("begun",))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +47,33 @@ class Dying(Mitigation):
             os.kill(os.getpid(), signal.SIGKILL)
         Path(__file__).with_suffix(".begun").open("a").write(task.name + "\\n")
         return model
+'''
+
+WAITING = '''
+import time
+from pathlib import Path
+from forgetting import Mitigation, interruption
+
+
+class Waiting(Mitigation):
+    """Naive fine-tuning that waits in its third step to be told to stop, where a file asks for that."""
+
+    summary, paper, equation, cost = "waits", "none", "none", "time"
+    resumes_within_task = True
+
+    def before_task(self, model, task):
+        self.task = task.name
+        return model
+
+    def after_step(self, model, learning_rate):
+        file = Path(__file__)
+        with file.with_suffix(".steps").open("a") as steps:
+            steps.write(self.task + "\\n")
+        if len(file.with_suffix(".steps").read_text().split()) == 3 and file.with_suffix(".wait").exists():
+            file.with_suffix(".waits").touch()
+            until = time.monotonic() + 120
+            while not interruption.requested() and time.monotonic() < until:
+                time.sleep(0.01)
 '''
 
 
@@ -104,30 +133,32 @@ def test_a_killed_worker_changes_no_number(
 def test_told_to_stop_workers_finish_their_step_and_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a disk in common; the driver is sent SIGTERM, and the next launch goes on within the task."""
     monkeypatch.setattr(launcher, "mark_of", lambda folder, token: tmp_path / f".ray-{token}")
-    training = {"steps": 60, "batch_size": 4, "max_length": 96}
-    config = tiny_study(mitigations=["naive"], training=training)
+    file = tmp_path / "waiting.py"
+    file.write_text(WAITING)
+    wait, waits = file.with_suffix(".wait"), file.with_suffix(".waits")
+    wait.touch()
+    config = tiny_study(mitigations=[str(file)], training={"steps": 6, "batch_size": 4, "max_length": 96})
     run_id = config.runs()[0].run_id
     store = ResultStore(tmp_path / "tiny")
 
-    def stop(run: str, share: float, doing: str) -> None:
-        if "step" in doing:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def stop() -> None:
+        until = time.monotonic() + 120
+        while not waits.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
 
+    threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(Interrupted, match="SIGTERM"):
-        run_study(config, store.folder, launch=RayLauncher(), workers=0, progress=stop, checkpoint_every="never")
+        run_study(config, store.folder, launch=RayLauncher(), workers=0, checkpoint_every="never")
+    wait.unlink()
     work = ray_worker._work_root() / ray_worker.work_name(store) / "tiny"
     checkpoints = ResultStore(work).checkpoint_path(run_id)
-    (saved,) = (path for path in checkpoints.iterdir() if "-step-" in path.name)
+    assert [path.name for path in checkpoints.iterdir()] == ["row-0-step-3"]
     begun = store.load(run_id)
     assert begun is not None and begun.status == "running"
 
-    told: list[str] = []
-    (record,) = run_study(
-        config, store.folder, launch=RayLauncher(), workers=0, progress=lambda run, share, doing: told.append(doing)
-    )
-    at = int(saved.name.rpartition("-")[2])
-    steps = [int(doing.split()[-1].partition("/")[0]) for doing in told if doing.startswith("new_facts, step")]
-    assert all(step > at for step in steps) and record.status == "finished"
+    (record,) = run_study(config, store.folder, launch=RayLauncher(), workers=0)
+    assert record.status == "finished" and file.with_suffix(".steps").read_text().split().count("new_facts") == 6
     assert not checkpoints.exists() and not work.parent.exists()
     (whole,) = run_study(config, tmp_path / "whole" / "tiny")
     assert not compare(whole, record).numbers
