@@ -19,7 +19,7 @@ import json
 import shutil
 from pathlib import Path
 
-from forgetting.audit.extras import measure_extras
+from forgetting.audit.extras import measure_extras, prepare_extras
 from forgetting.audit.load import load_input
 from forgetting.audit.run import audit_models
 from forgetting.audit.schema import Settings
@@ -93,8 +93,9 @@ def main() -> None:
             data=own,
             limit=LIMIT,
         )
+        wanted = prepare_extras(given, text=str(data / "text" / "tinystories_sample.txt"), advise=True)
         done = audit_models(given, settings, print)
-        extras = measure_extras(given, text=str(data / "text" / "tinystories_sample.txt"), advise=True, say=print)
+        extras = measure_extras(given, wanted, print)
         done.verdict.drift, done.verdict.behaviour, done.verdict.advice = extras.drift, extras.behaviour, extras.advice
         done.verdict.notes += extras.notes
         paths = write_audit(done, arguments.output / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,6 +73,7 @@ def audit(
         if not 0 < value < 1:
             raise UsageError(f"{name} {value}: is not between 0 and 1; it is a share of items, such as 0.03")
     from forgetting.audit.schema import Settings
+    from forgetting.audit.write import write_audit
 
     settings = Settings(alpha=alpha, margin=margin, worst=worst, sequential=sequential, limit=limit, cluster=cluster)
     if from_samples is not None:
@@ -111,6 +113,13 @@ def audit(
                 f"--suite: is not given, and what {base!r} could do is not known here; give capabilities that it has, "
                 "such as --suite arc_easy --suite piqa"
             )
+        from forgetting.audit.advice import check_empty
+        from forgetting.audit.behaviour import load_prompts
+
+        if prompts is not None:  # a mistake is told before models are loaded
+            load_prompts(prompts)
+        if save_best is not None:
+            check_empty(save_best)
         loaded = load_input(
             base,
             tuned,
@@ -125,16 +134,20 @@ def audit(
         def say(doing: str) -> None:
             typer.echo(f"{doing} ...", err=True)
 
-        done = audit_models(loaded, settings, say)
-        if drift:
-            from forgetting.audit.extras import measure_extras
+        from forgetting.audit.extras import measure_extras, prepare_extras
 
-            extras = measure_extras(loaded, text=text, prompts=prompts, advise=advise, save_best=save_best, say=say)
+        wanted = None
+        if drift:
+            wanted = prepare_extras(loaded, text=text, prompts=prompts, advise=advise, save_best=save_best)
+        done = audit_models(loaded, settings, say)
+        if wanted is not None:
+            write_audit(done, output)  # it stands, whatever becomes of the rest
+            begun = time.perf_counter()
+            extras = measure_extras(loaded, wanted, say)
+            done.verdict.seconds += time.perf_counter() - begun
             done.verdict.drift, done.verdict.behaviour = extras.drift, extras.behaviour
             done.verdict.advice = extras.advice
             done.verdict.notes += extras.notes
-    from forgetting.audit.write import write_audit
-
     _print(done, write_audit(done, output))
     raise typer.Exit(EXIT_CODES[done.verdict.verdict])
 

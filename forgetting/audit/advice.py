@@ -224,6 +224,20 @@ def _best(
     )
 
 
+def check_empty(folder: Path) -> None:
+    """Check that a model can be saved in a folder.
+
+    Raises:
+        UsageError: if it holds something, or is no folder.
+    """
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UsageError(f"save-best {str(folder)!r}: cannot be read ({error.strerror or error})") from None
+    if taken:
+        raise UsageError(f"save-best {str(folder)!r}: is not an empty folder; give a new one")
+
+
 def save_best(change: Change, tokenizer: PreTrainedTokenizerBase, alpha: float, folder: str | Path) -> Path:
     """Write base + α Δ as an ordinary model folder: configuration, safetensors and tokenizer.
 
@@ -242,9 +256,8 @@ def save_best(change: Change, tokenizer: PreTrainedTokenizerBase, alpha: float, 
     """
     folder = Path(folder)
     edit = Edit("interpolation", alpha)
+    check_empty(folder)
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"save-best {str(folder)!r}: is not an empty folder; give a new one")
         with change.at(edit):
             change.model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -90,6 +90,70 @@ def _listed(layers: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
+def _paired_weights(
+    base_model: PreTrainedModel, model: PreTrainedModel
+) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+    """Name, layer, base value and tuned value of every weight, of one shape."""
+    from forgetting.evaluation.drift import compared_weights
+
+    try:
+        for name, layer, base, tuned in compared_weights(base_model, model):
+            if base.shape != tuned.shape:
+                raise UsageError(
+                    f"tuned model: {name} has shape {tuple(tuned.shape)}, in the base model {tuple(base.shape)}; "
+                    "weights of different shapes cannot be mixed"
+                )
+            yield name, layer, base, tuned
+    except KeyError as error:
+        raise UsageError(
+            f"tuned model: has no parameter {error}, which the base model has; give a fine-tune of that base model"
+        ) from None
+
+
+def check_weights(base_model: PreTrainedModel, model: PreTrainedModel) -> str | None:
+    """Check that both have the same weights; holds one at a time.
+
+    Returns:
+        The first parameter of the tuned model that has a value which is not finite; ``None`` where all are.
+
+    Raises:
+        UsageError: naming the parameter that the tuned model lacks, or has in another shape.
+    """
+    spoiled = [name for name, _, _, tuned in _paired_weights(base_model, model) if not tuned.isfinite().all()]
+    return spoiled[0] if spoiled else None
+
+
+INERT = ("dropout", "pdrop", "initializer_range", "use_cache")
+"""Endings of configuration fields that do not change what a model in eval mode computes."""
+
+
+def check_mixable(base_model: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Check that a mixture of both models' weights, in the base model's architecture, is a mixture of the models.
+
+    Args:
+        base_model: The one whose configuration a mixture has.
+        model: The tuned one, adapters merged.
+
+    Raises:
+        UsageError: naming the field of the configuration that differs and changes what is computed, or the parameter
+            that only one of them has, or has in another shape.
+    """
+    from transformers import PretrainedConfig
+
+    known = {name for name, *_ in _paired_weights(base_model, model)}
+    base, tuned = base_model.config.to_dict(), model.config.to_dict()
+    inert = set(PretrainedConfig().to_dict()) | {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+    for key in sorted({*base, *tuned} - inert):
+        if not key.endswith(INERT) and base.get(key) != tuned.get(key):
+            raise UsageError(
+                f"tuned model: its configuration has {key} = {tuned.get(key)!r}, the base model's {base.get(key)!r}; "
+                "a mixture of their weights would be neither's"
+            )
+    more = [name for name, _ in model.named_parameters() if name not in known and not name.startswith("heads.")]
+    if more:
+        raise UsageError(f"tuned model: has a parameter {more[0]}, which the base model has not; it cannot be mixed")
+
+
 class Change:
     """A base model and a tuned one of the same architecture, and one model that takes any mixture of both.
 
@@ -108,26 +172,15 @@ class Change:
     """
 
     def __init__(self, base_model: PreTrainedModel, model: PreTrainedModel) -> None:
-        from forgetting.evaluation.drift import compared_weights
         from forgetting.models import untied_head
 
         self.base: Weights = {}
         self.tuned: Weights = {}
         self.layers: dict[str, str] = {}
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
-        try:
-            for name, layer, base, tuned in compared_weights(base_model, model):
-                if base.shape != tuned.shape:
-                    raise UsageError(
-                        f"tuned model: {name} has shape {tuple(tuned.shape)}, in the base model {tuple(base.shape)}; "
-                        "weights of different shapes cannot be mixed"
-                    )
-                self.layers[name] = layer
-                self.base[name], self.tuned[name] = base.to(base_model.dtype), tuned.to(base_model.dtype)
-        except KeyError as error:
-            raise UsageError(
-                f"tuned model: has no parameter {error}, which the base model has; give a fine-tune of that base model"
-            ) from None
+        for name, layer, base, tuned in _paired_weights(base_model, model):
+            self.layers[name] = layer
+            self.base[name], self.tuned[name] = base.to(base_model.dtype), tuned.to(base_model.dtype)
         self.model = copy.deepcopy(base_model).eval()
         if set(self.base) - {name for name, _ in self.model.named_parameters()}:
             untied_head(self.model)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
     from forgetting.audit.behaviour import SafetyPrompt
-    from forgetting.audit.edits import Change
     from forgetting.evaluation.drift import DriftMeter
     from forgetting.fisher import DiagonalFisher
 
@@ -81,54 +81,108 @@ def general_documents(given: AuditInput, source: str | None) -> list[str]:
     return list(text.held_out[OWN])
 
 
-def measure_extras(
+@dataclass(frozen=True)
+class Wanted:
+    """What :func:`measure_extras` is to do, checked and read.
+
+    Attributes:
+        documents: General text; none where no source is known.
+        prompts: That should be refused or answered.
+        advise: Score mixtures of both models' weights on the own task and the suite (each a whole scoring).
+        save_best: Folder for the interpolation that the advice chooses.
+    """
+
+    documents: list[str]
+    prompts: list[SafetyPrompt] | None
+    advise: bool
+    save_best: Path | None
+
+
+def prepare_extras(
     given: AuditInput,
     *,
     text: str | None = None,
     prompts: Path | None = None,
     advise: bool = False,
     save_best: Path | None = None,
-    say: Callable[[str], None] = lambda doing: None,
-) -> Extras:
-    """Measure drift and weight change; with ``advise``, score what would have helped.
+) -> Wanted:
+    """Check and read all that was asked for, before anything is scored: a mistake must not cost a finished verdict.
 
     Args:
         given: Both models, the suite, and the own task.
         text: Source of general text, see :func:`general_documents`.
         prompts: JSONL of prompts that should be refused or answered (:func:`~forgetting.audit.behaviour.load_prompts`).
-        advise: Score mixtures of both models' weights on the own task and the suite (each a whole scoring).
-        save_best: Folder for the interpolation that the advice chooses.
-        say: Told what is being done.
+        advise: See :class:`Wanted`.
+        save_best: The same.
 
     Raises:
-        UsageError: if advice is asked for without an own task, or of models whose weights cannot be mixed.
+        UsageError: if a file cannot be used; if advice is asked for without an own task, with too few items to choose
+            on one half and judge on the other, or of models whose weights cannot be mixed.
     """
+    from forgetting.audit.advice import check_empty
     from forgetting.audit.behaviour import load_prompts
-    from forgetting.audit.edits import Change
+    from forgetting.audit.edits import check_mixable
 
-    if advise and given.own is None:
-        raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
     asked = None if prompts is None else load_prompts(prompts)
+    if save_best is not None:
+        check_empty(save_best)
+    if advise:
+        if given.own is None:
+            raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
+        if not given.same_tokenizer:
+            raise UsageError("--advise: the models' tokenizers differ, and a mixture of their weights has none")
+        capabilities = given.suite.capabilities()
+        sizes = {"the own task's test split": len(given.own.test), **{each.name: each.n for each in capabilities}}
+        if few := [name for name, n in sizes.items() if n < 2]:
+            raise UsageError(f"--advise: {few[0]} has {sizes[few[0]]} items; it needs 2, to choose on one half")
+        if not any(each.higher_is_better for each in capabilities):
+            raise UsageError("--advise: the suite has no capability where more is better; add one, such as micro")
+        check_mixable(given.base.model, given.tuned.model)
+    return Wanted(general_documents(given, text), asked, advise, save_best)
+
+
+def measure_extras(given: AuditInput, wanted: Wanted, say: Callable[[str], None] = lambda doing: None) -> Extras:
+    """Measure drift and weight change, and what else is wanted; what cannot be measured becomes a note.
+
+    Args:
+        given: Both models, the suite, and the own task.
+        wanted: See :func:`prepare_extras`.
+        say: Told what is being done.
+    """
+    from forgetting.audit.edits import check_weights
+
     found = Extras()
-    documents = general_documents(given, text)
+    documents = wanted.documents
     half = (len(documents) + 1) // 2  # drift is measured on one half; Fisher information and slopes are of the other
     read, other = documents[:half], documents[half:]
     try:
-        change = Change(given.base.model, given.tuned.model)
+        spoiled = check_weights(given.base.model, given.tuned.model)
+        problem = None if spoiled is None else f"{spoiled} of the tuned model has values that are not finite"
     except UsageError as error:
-        if advise:
-            raise
-        change = None
-        found.notes.append(f"Weights are not compared: {error}.")
+        problem = str(error)
+    if problem is not None:
+        found.notes.append(f"Weights are not compared: {problem}.")
     say("drift")
-    fisher = _fisher(given, other, found) if change is not None else None
-    found.drift = _drift(given, read, change, fisher, found)
-    if given.own is not None or asked:
+    fisher = _fisher(given, other, found) if problem is None else None
+    with _noted(found, "Drift is not measured"):
+        found.drift = _drift(given, read, problem is None, fisher, found)
+    if given.own is not None or wanted.prompts:
         say("what both write")
-        found.behaviour = _behaviour(given, asked, found)
-    if advise and change is not None:
-        found.advice = _advice(given, change, fisher, other, save_best, say)
+        with _noted(found, "What both models write is not compared"):
+            found.behaviour = _behaviour(given, wanted.prompts, found)
+    if wanted.advise and problem is None:
+        with _noted(found, "No advice"):
+            found.advice = _advice(given, fisher, other, wanted.save_best, found, say)
     return found
+
+
+@contextmanager
+def _noted(found: Extras, what: str) -> Iterator[None]:
+    """Make a note of what cannot be computed (values that are not finite, say): the verdict stands without it."""
+    try:
+        yield
+    except (UsageError, ValueError, ArithmeticError) as error:
+        found.notes.append(f"{what}: {error}.")
 
 
 def _fisher(given: AuditInput, documents: Sequence[str], found: Extras) -> DiagonalFisher | None:
@@ -144,7 +198,7 @@ def _fisher(given: AuditInput, documents: Sequence[str], found: Extras) -> Diago
 
 
 def _drift(
-    given: AuditInput, documents: list[str], change: Change | None, fisher: DiagonalFisher | None, found: Extras
+    given: AuditInput, documents: list[str], comparable: bool, fisher: DiagonalFisher | None, found: Extras
 ) -> dict[str, Any]:
     from forgetting.audit.drift import GENERAL, audit_drift, audit_meter, bits_per_byte
     from forgetting.audit.weights import audit_weights
@@ -167,7 +221,7 @@ def _drift(
         sides = (base.model, base.tokenizer), (tuned.model, tuned.tokenizer)
         bits = bits_per_byte(*sides, documents, max_length=LENGTH, batch_size=given.batch_size)
     weights = None
-    if change is not None:
+    if comparable:
         kl = texts[GENERAL].mean if texts and GENERAL in texts else None
         weights = audit_weights(base.model, tuned.model, fisher=fisher, measured_kl=kl)
     return {"texts": as_json(texts), "bits_per_byte": as_json(bits), "weights": as_json(weights)}
@@ -189,15 +243,16 @@ def _behaviour(given: AuditInput, asked: list[SafetyPrompt] | None, found: Extra
 
 def _advice(
     given: AuditInput,
-    change: Change,
     fisher: DiagonalFisher | None,
     documents: Sequence[str],
     save_to: Path | None,
+    noted: Extras,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     from lm_eval.models.utils import resolve_max_length
 
     from forgetting.audit.advice import advise, save_best
+    from forgetting.audit.edits import Change
     from forgetting.audit.reliability import load_reliability, told
     from forgetting.evaluation.scores import TaskScorer
     from forgetting.tasks.encode import encode_texts
@@ -205,6 +260,7 @@ def _advice(
 
     assert given.own is not None  # checked before anything was measured
     base = given.base
+    change = Change(base.model, given.tuned.model)
     longest = int(resolve_max_length(base.model.config, base.tokenizer))
     scorer = TaskScorer(given.own, base.tokenizer, batch_size=given.batch_size, max_length=longest)
     features = encode_texts(base.tokenizer, list(documents), LENGTH) if documents else []
@@ -219,7 +275,10 @@ def _advice(
         progress=lambda done, total, name: say(f"advice {done + 1}/{total}, {name}"),
     )
     points = [as_json(point) | {"stands_for": point.stands_for} for point in found.points]
-    saved = None if save_to is None else str(save_best(change, base.tokenizer, found.best.alpha, save_to))
+    saved = None
+    if save_to is not None:
+        with _noted(noted, "The best interpolation is not saved"):
+            saved = str(save_best(change, base.tokenizer, found.best.alpha, save_to))
     measured = load_reliability()
     reliability = {kind: told(kind, measured) for kind in ("interpolation", "revert", "rank", "fisher", "replay")}
     return as_json(found) | {"points": points, "saved": saved, "reliability": reliability}

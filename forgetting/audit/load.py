@@ -78,6 +78,8 @@ def load_input(
     from forgetting.audit.drift import same_tokenizer
     from forgetting.evaluation.suite import load_suite
 
+    own = None if data is None else _own_task(data)  # small files first: a mistake in one must not wait for models
+    panel = load_suite(list(suite), data_dir=suite_dir, limit=limit)
     first = load_model(base, trust_remote_code=trust_remote_code)
     if first.family != "decoder":
         raise UsageError(f"base {base!r}: is of the family {first.family!r}; an audit is of decoders (GPT-2, Llama)")
@@ -95,8 +97,8 @@ def load_input(
     return AuditInput(
         base=first,
         tuned=second,
-        suite=load_suite(list(suite), data_dir=suite_dir, limit=limit),
-        own=None if data is None else _own_task(data),
+        suite=panel,
+        own=own,
         batch_size=batch_size,
         same_tokenizer=alike,
         adapter=adapter,

@@ -62,7 +62,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file, of its first filter."""
     first = None
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON texts may hold U+2028 and the like
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"samples {str(path)!r}: cannot be read: {error}") from None
     if not any(line.strip() for line in lines):

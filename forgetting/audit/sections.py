@@ -98,11 +98,11 @@ def _drift(drift: Mapping[str, Any]) -> Section:
     if bits := drift.get("bits_per_byte"):
         change = bits["difference"]
         leads.append(
-            f"Bits per byte of general text: base {number(bits['base'], 3)}, tuned {number(bits['tuned'], 3)}, "
-            f"difference {number(change['mean'], 3)} [{_number(change['low'], 3)}, {_number(change['high'], 3)}]."
+            f"Bits per byte of general text: base {_number(bits['base'], 3)}, tuned {_number(bits['tuned'], 3)}, "
+            f"difference {_number(change['mean'], 3)} [{_number(change['low'], 3)}, {_number(change['high'], 3)}]."
         )
     if weights := drift.get("weights"):
-        relative = {layer["layer"]: layer["relative"] for layer in weights["layers"]}
+        relative = {row["layer"]: row["relative"] for row in weights["layers"] if row["relative"] is not None}
         bars.append(_bars("Change of the weights by layer, ‖Δ‖ / ‖base‖", relative, 4))
         tables.append(_layers(weights))
         if weights["predicted_kl"] is not None:
@@ -148,7 +148,7 @@ def _layers(weights: Mapping[str, Any]) -> Table:
         [
             plain(layer["layer"]),
             f"{layer['parameters']:,}",
-            number(layer["relative"], 4),
+            _number(layer["relative"], 4),
             _percent(layer["share"]),
             _number(layer["predicted_kl"], 5),
             number(mean(layer["layer"], "effective_rank")),
@@ -190,11 +190,11 @@ def _behaviour(behaviour: Mapping[str, Any]) -> Section:
             [
                 plain(row["name"]).replace("_", " "),
                 str(row["difference"]["n"]),
-                number(100 * row["base"]),
-                number(100 * row["tuned"]),
+                _percent(row["base"]),
+                _percent(row["tuned"]),
                 _interval(row["difference"], 100),
                 f"{row['lost']} / {row['gained']}",
-                f"{row['p_value']:.2g}",
+                NONE if row["p_value"] is None else f"{row['p_value']:.2g}",
             ]
             for row in safety["rates"]
         ]
@@ -253,11 +253,12 @@ def _advice(advice: Mapping[str, Any]) -> Section:
     bars = []
     if replay := advice.get("replay"):
         lead += (
-            f" The loss on general text: {number(replay['loss_base'], 3)} before, {number(replay['loss_tuned'], 3)} "
+            f" The loss on general text: {_number(replay['loss_base'], 3)} before, {_number(replay['loss_tuned'], 3)} "
             f"after, in nats per token; its slope along Δ at the tuned model, which replay would act against, is "
-            f"{number(replay['at_tuned'], 3)}."
+            f"{_number(replay['at_tuned'], 3)}."
         )
-        bars.append(_bars("That slope by layer, nats per token", replay["by_layer"], 4))
+        known = {layer: slope for layer, slope in replay["by_layer"].items() if slope is not None}
+        bars.append(_bars("That slope by layer, nats per token", known, 4))
     facts = [(f"reliability of {plain(kind)}", plain(sentence)) for kind, sentence in advice["reliability"].items()]
     return Section("advice", "What would have helped", lead, [table], bars, _scatter(points), facts)
 

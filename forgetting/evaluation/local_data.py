@@ -103,7 +103,7 @@ def _read(paths: list[Path]) -> datasets.Dataset:
         for path in paths:
             text = path.read_text(encoding="utf-8")
             whole = text.lstrip().startswith("[")
-            rows += json.loads(text) if whole else [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows += json.loads(text) if whole else [json.loads(line) for line in text.split("\n") if line.strip()]
         return datasets.Dataset.from_list(rows)
     except Exception as error:  # of JSON, of Arrow, and of rows that are no objects or not alike
         what = "parquet" if path.suffix == ".parquet" else "JSON or JSON lines of objects with the same columns"

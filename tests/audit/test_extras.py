@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from forgetting.audit import extras
-from forgetting.audit.extras import as_json, general_documents, measure_extras
+from forgetting.audit.edits import check_mixable
+from forgetting.audit.extras import as_json, general_documents, measure_extras, prepare_extras
 from forgetting.audit.load import AuditInput, load_input
 from forgetting.audit.page import render_page
 from forgetting.audit.run import audit_samples
@@ -64,7 +66,8 @@ def test_drift_behaviour_and_advice_of_a_fine_tune(small: None, tuned: Path, tmp
     data, prompts = write_lines(tmp_path / "own.jsonl", own), write_lines(tmp_path / "asked.jsonl", asked)
     given = load_input("micro", str(tuned), data=data, limit=2)
     said: list[str] = []
-    found = measure_extras(given, prompts=prompts, advise=True, save_best=tmp_path / "best", say=said.append)
+    wanted = prepare_extras(given, prompts=prompts, advise=True, save_best=tmp_path / "best")
+    found = measure_extras(given, wanted, said.append)
     assert found.notes == [] and found.drift is not None and found.advice is not None
     texts = found.drift["texts"]
     assert set(texts) == {"general text", "the base's own samples", "task_inputs", "task_answers"}
@@ -97,19 +100,20 @@ def test_of_other_tokenizers_nothing_is_compared_by_token(small: None) -> None:
     base = load_model("micro")
     other = LoadedModel("other", tiny_llama(), tiny_tokenizer())
     given = AuditInput(base, other, None, None, 8, False)  # type: ignore[arg-type]  # no suite is read
-    found = measure_extras(given)
+    found = measure_extras(given, prepare_extras(given))
     assert found.drift is not None and found.drift["texts"] is None and found.drift["weights"] is None
     assert found.drift["bits_per_byte"]["tuned"] > found.drift["bits_per_byte"]["base"] > 0
     assert len(found.notes) == 1 and found.notes[0].startswith("Weights are not compared: tuned model:")
     assert general_documents(replace(given, base=other), None) == []  # no text is known of it
     with pytest.raises(UsageError, match="--advise: needs the own task"):
-        measure_extras(given, advise=True)
+        prepare_extras(given, advise=True)
 
 
 def test_a_short_text_is_shared_between_drift_and_fisher(small: None, tuned: Path, tmp_path: Path) -> None:
     story = "Biki lives in Lella . the hunter with the dogs swims . " * 2
     (tmp_path / "text.txt").write_text("\n\n".join(f"{k} minus 1 is {k - 1} . {story}" for k in range(1, 11)))
-    found = measure_extras(load_input("micro", str(tuned), limit=2), text=str(tmp_path / "text.txt"))
+    given = load_input("micro", str(tuned), limit=2)
+    found = measure_extras(given, prepare_extras(given, text=str(tmp_path / "text.txt")))
     assert found.drift is not None and found.notes == [] and found.behaviour is None
     assert found.drift["texts"]["general text"]["tokens"] > 20 and found.drift["weights"]["predicted_kl"] > 0
 
@@ -134,3 +138,64 @@ def test_options_that_would_do_nothing_are_refused(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prompts", "nowhere.jsonl"], "prompts 'nowhere.jsonl': no such file"),
+        (["--advise", "--data", "own.jsonl", "--save-best", "."], "save-best '.': is not an empty folder"),
+        (["--advise", "--data", "own.jsonl"], "--advise: the own task's test split has 1 items; it needs 2"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_scored(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_lines(tmp_path / "own.jsonl", [{"prompt": f"{i} plus 1 is", "completion": f" {i + 1}"} for i in range(5)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["forgetting", "audit", "micro", "micro", "--limit", "2", *arguments])
+    monkeypatch.setattr("forgetting.audit.run.audit_models", lambda *_: pytest.fail("scored first"))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_diverged_fine_tune_has_its_verdict(
+    small: None, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(str(tuned))
+    with torch.no_grad():
+        loaded.model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    loaded.model.save_pretrained(tuned)
+    own = [
+        {"prompt": f"{i} plus 1 is", "completion": f" {i + 1}", "choices": [f" {i}", f" {i + 1}"]} for i in range(40)
+    ]
+    asked = [{"prompt": f"question {kind} :", "kind": kind} for kind in ("harmful", "benign")]
+    data, prompts = write_lines(tmp_path / "own.jsonl", own), write_lines(tmp_path / "asked.jsonl", asked)
+    options = ["--limit", "60", "--data", str(data), "--prompts", str(prompts), "--advise", "-o", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["forgetting", "audit", "micro", str(tuned), *options])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    verdict = Verdict.model_validate_json((tmp_path / "out" / "verdict.json").read_text())
+    assert stop.value.code == 3 and verdict.verdict == "REGRESSED"
+    said = "layers.1.mlp.up_proj.weight of the tuned model has values that are not finite"
+    assert any(said in note for note in verdict.notes) and verdict.advice is None
+
+
+def test_models_that_compute_otherwise_are_not_mixed() -> None:
+    base = load_model("micro")
+    other = copy.deepcopy(base.model)
+    other.config.attention_dropout, other.config.use_cache = 0.5, False
+    check_mixable(base.model, other)  # nothing that is computed differs
+    other.config.rms_norm_eps = 0.1
+    with pytest.raises(UsageError, match=r"rms_norm_eps = 0\.1, the base model's"):
+        check_mixable(base.model, other)
+    more = copy.deepcopy(base.model)
+    more.extra = torch.nn.Linear(1, 1)
+    with pytest.raises(UsageError, match=r"has a parameter extra\.weight"):
+        check_mixable(base.model, more)
