@@ -138,7 +138,9 @@ def audit(
 
         wanted = None
         if drift:
-            wanted = prepare_extras(loaded, text=text, prompts=prompts, advise=advise, save_best=save_best)
+            wanted = prepare_extras(
+                loaded, text=text, prompts=prompts, advise=advise, save_best=save_best, cluster=cluster
+            )
         done = audit_models(loaded, settings, say)
         if wanted is not None:
             write_audit(done, output)  # it stands, whatever becomes of the rest

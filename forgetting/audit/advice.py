@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from forgetting.audit.edits import STANDS_FOR, Change, Edit, layer_groups
-from forgetting.audit.retained import Retained, gained, retained
+from forgetting.audit.items import Item, clusters
+from forgetting.audit.retained import Contexts, Retained, gained, retained
 from forgetting.audit.slopes import GeneralSlopes, general_slopes
 from forgetting.errors import UsageError
 
@@ -59,8 +60,8 @@ class Point:
 class Best:
     """The interpolation that retains most among those whose own-task score is within the margin of the tuned model's.
 
-    It is chosen on the items of even position and judged on the others: the best of several looks better than it is on
-    the items that it was chosen on.
+    It is chosen on the items of even position (of items that share a context, on every second context) and judged on
+    the others: the best of several looks better than it is on the items that it was chosen on.
 
     Attributes:
         alpha: 1 where none but the tuned model itself is within the margin.
@@ -114,6 +115,7 @@ def advise(
     margin: float = 0.02,
     level: float = 0.95,
     batch_size: int = 64,
+    cluster: str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Advice:
     """Score every edit on the own task and on the suite.
@@ -132,6 +134,7 @@ def advise(
         margin: See :class:`Best`, at least 0.
         level: Of the intervals.
         batch_size: Sequences per forward pass of the suite.
+        cluster: Field of the suite's items that names the context they share (:func:`~forgetting.audit.items.clusters`).
         progress: Called before each scoring with how many are done, how many there are, and its name.
 
     Raises:
@@ -162,7 +165,12 @@ def advise(
     if not chance:
         raise UsageError("suite: has no capability that is scored between 0 and 1; advice needs one, such as 'micro'")
     scores = {name: _Scores(s.own, {c: s.suite[c] for c in chance}) for name, s in scores.items()}
-    kept = {name: retained(scores["base"].suite, s.suite, chance, level) for name, s in scores.items()}
+    contexts = {
+        name: clusters([Item(task, sample, 0.0) for task, sample in found], cluster)
+        for name, found in suite.samples().items()
+        if name in chance
+    }
+    kept = {name: retained(scores["base"].suite, s.suite, chance, level, contexts) for name, s in scores.items()}
     means = np.array([(s.own.mean(), kept[name].mean) for name, s in scores.items()])
     if np.isnan(means).any():
         raise UsageError("suite: the base model is not above chance on any capability; nothing can be retained")
@@ -175,7 +183,7 @@ def advise(
             float(scores[name].own.mean()),
             paired_difference(scores["tuned"].own, scores[name].own, "items", level),
             kept[name],
-            gained(scores["base"].suite, scores["tuned"].suite, scores[name].suite, chance, level),
+            gained(scores["base"].suite, scores["tuned"].suite, scores[name].suite, chance, level, contexts),
             index in front,
         )
         for index, (name, edit) in enumerate(named.items())
@@ -183,7 +191,7 @@ def advise(
     alphas = {name: edit.amount for name, edit in named.items() if edit.kind == "interpolation"}
     return Advice(
         points,
-        _best(scores, alphas, chance, margin, level),
+        _best(scores, alphas, chance, margin, level, contexts),
         general_slopes(change, general) if general else None,
         tuple(chance),
         level,
@@ -195,20 +203,40 @@ class _Scores:
     own: np.ndarray
     suite: dict[str, list[float]]
 
-    def half(self, first: Literal[0, 1]) -> _Scores:
-        return _Scores(self.own[first::2], {name: items[first::2] for name, items in self.suite.items()})
+    def half(self, first: Literal[0, 1], contexts: Contexts) -> _Scores:
+        chosen = {name: _half(len(items), first, contexts[name]) for name, items in self.suite.items()}
+        return _Scores(
+            self.own[first::2], {name: [items[place] for place in chosen[name]] for name, items in self.suite.items()}
+        )
+
+
+def _half(n: int, first: Literal[0, 1], labels: Sequence[str] | None) -> list[int]:
+    """Positions of every second item, or of the items of every second context."""
+    if labels is None:
+        return list(range(first, n, 2))
+    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return [place for place, label in enumerate(labels) if order[label] % 2 == first]
 
 
 def _best(
-    scores: Mapping[str, _Scores], alphas: Mapping[str, float], chance: Mapping[str, float], margin: float, level: float
+    scores: Mapping[str, _Scores],
+    alphas: Mapping[str, float],
+    chance: Mapping[str, float],
+    margin: float,
+    level: float,
+    contexts: Contexts,
 ) -> Best:
     from forgetting.analysis.stats import paired_difference
 
-    even, odd = ({name: score.half(half) for name, score in scores.items()} for half in (0, 1))
+    even, odd = ({name: score.half(half, contexts) for name, score in scores.items()} for half in (0, 1))
     if any(score.own.size < 1 or not all(score.suite.values()) for score in odd.values()):
         raise UsageError(
             "own task and suite: need two items each, one to choose an interpolation on, one to judge it on"
         )
+    judged = {
+        name: None if labels is None else [labels[place] for place in _half(len(labels), 1, labels)]
+        for name, labels in contexts.items()
+    }
     enough = even["tuned"].own.mean() - margin
     kept = {
         name: retained(even["base"].suite, even[name].suite, chance, level).mean
@@ -220,7 +248,7 @@ def _best(
         alphas[name],
         margin,
         paired_difference(odd["tuned"].own, odd[name].own, "items", level),
-        gained(odd["base"].suite, odd["tuned"].suite, odd[name].suite, chance, level),
+        gained(odd["base"].suite, odd["tuned"].suite, odd[name].suite, chance, level, judged),
     )
 
 

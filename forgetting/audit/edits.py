@@ -90,9 +90,7 @@ def _listed(layers: Sequence[str]) -> str:
     return ", ".join(parts)
 
 
-def _paired_weights(
-    base_model: PreTrainedModel, model: PreTrainedModel
-) -> Iterator[tuple[str, str, Tensor, Tensor]]:
+def _paired_weights(base_model: PreTrainedModel, model: PreTrainedModel) -> Iterator[tuple[str, str, Tensor, Tensor]]:
     """Name, layer, base value and tuned value of every weight, of one shape."""
     from forgetting.evaluation.drift import compared_weights
 

@@ -90,12 +90,14 @@ class Wanted:
         prompts: That should be refused or answered.
         advise: Score mixtures of both models' weights on the own task and the suite (each a whole scoring).
         save_best: Folder for the interpolation that the advice chooses.
+        cluster: Field of the suite's items that names the context they share.
     """
 
     documents: list[str]
     prompts: list[SafetyPrompt] | None
     advise: bool
     save_best: Path | None
+    cluster: str | None
 
 
 def prepare_extras(
@@ -105,6 +107,7 @@ def prepare_extras(
     prompts: Path | None = None,
     advise: bool = False,
     save_best: Path | None = None,
+    cluster: str | None = None,
 ) -> Wanted:
     """Check and read all that was asked for, before anything is scored: a mistake must not cost a finished verdict.
 
@@ -114,6 +117,7 @@ def prepare_extras(
         prompts: JSONL of prompts that should be refused or answered (:func:`~forgetting.audit.behaviour.load_prompts`).
         advise: See :class:`Wanted`.
         save_best: The same.
+        cluster: The same.
 
     Raises:
         UsageError: if a file cannot be used; if advice is asked for without an own task, with too few items to choose
@@ -138,7 +142,7 @@ def prepare_extras(
         if not any(each.higher_is_better for each in capabilities):
             raise UsageError("--advise: the suite has no capability where more is better; add one, such as micro")
         check_mixable(given.base.model, given.tuned.model)
-    return Wanted(general_documents(given, text), asked, advise, save_best)
+    return Wanted(general_documents(given, text), asked, advise, save_best, cluster)
 
 
 def measure_extras(given: AuditInput, wanted: Wanted, say: Callable[[str], None] = lambda doing: None) -> Extras:
@@ -172,7 +176,7 @@ def measure_extras(given: AuditInput, wanted: Wanted, say: Callable[[str], None]
             found.behaviour = _behaviour(given, wanted.prompts, found)
     if wanted.advise and problem is None:
         with _noted(found, "No advice"):
-            found.advice = _advice(given, fisher, other, wanted.save_best, found, say)
+            found.advice = _advice(given, fisher, other, wanted, found, say)
     return found
 
 
@@ -245,7 +249,7 @@ def _advice(
     given: AuditInput,
     fisher: DiagonalFisher | None,
     documents: Sequence[str],
-    save_to: Path | None,
+    wanted: Wanted,
     noted: Extras,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -272,13 +276,14 @@ def _advice(
         fisher=fisher,
         general=padded_batches(features, base.tokenizer, given.batch_size) if features else (),
         batch_size=given.batch_size,
+        cluster=wanted.cluster,
         progress=lambda done, total, name: say(f"advice {done + 1}/{total}, {name}"),
     )
     points = [as_json(point) | {"stands_for": point.stands_for} for point in found.points]
     saved = None
-    if save_to is not None:
+    if wanted.save_best is not None:
         with _noted(noted, "The best interpolation is not saved"):
-            saved = str(save_best(change, base.tokenizer, found.best.alpha, save_to))
+            saved = str(save_best(change, base.tokenizer, found.best.alpha, wanted.save_best))
     measured = load_reliability()
     reliability = {kind: told(kind, measured) for kind in ("interpolation", "revert", "rank", "fisher", "replay")}
     return as_json(found) | {"points": points, "saved": saved, "reliability": reliability}

@@ -37,30 +37,53 @@ class Retained:
     level: float
 
 
-def retained(base: Items, model: Items, chance: Mapping[str, float], level: float = 0.95) -> Retained:
+Contexts = Mapping[str, Sequence[str] | None]
+"""By capability the label of the context that each item shares with others; ``None`` where none do."""
+
+
+def retained(
+    base: Items,
+    model: Items,
+    chance: Mapping[str, float],
+    level: float = 0.95,
+    contexts: Contexts | None = None,
+) -> Retained:
     """Mean over capabilities of (x̄ − chance) / (b̄ − chance), x the model's items and b the base model's.
 
     The interval is of these very capabilities and other items: each ratio's error is that of the mean of its
     linearisation (x_i − x̄ − ρ (b_i − b̄)) / (b̄ − chance), items paired (the delta method; Cochran 1977, Sampling
     Techniques, 6.4), the capabilities' items are independent of each other, and the t quantile has Welch and
     Satterthwaite's degrees of freedom. It takes the b̄ − chance as many standard errors from 0, and items as
-    independent.
+    independent but for those that share a context: their errors are cluster-robust
+    (:func:`forgetting.analysis.samples.mean_error`).
 
     Args:
         base: The base model's items, greater is better.
         model: The other's.
         chance: Score of guessing.
         level: Confidence level.
+        contexts: What items share; by default nothing.
 
     Raises:
         ValueError: if the names or the numbers of items differ, one is not finite, or the level is not within (0, 1).
     """
     return _mean_of_ratios(
-        base, {name: np.asarray(model[name], float) - chance[name] for name in _names(base, model)}, chance, level
+        base,
+        {name: np.asarray(model[name], float) - chance[name] for name in _names(base, model)},
+        chance,
+        level,
+        contexts or {},
     )
 
 
-def gained(base: Items, before: Items, after: Items, chance: Mapping[str, float], level: float = 0.95) -> Retained:
+def gained(
+    base: Items,
+    before: Items,
+    after: Items,
+    chance: Mapping[str, float],
+    level: float = 0.95,
+    contexts: Contexts | None = None,
+) -> Retained:
     """The difference of two models' :func:`retained`, ``after`` − ``before``, their items paired.
 
     Args:
@@ -69,6 +92,7 @@ def gained(base: Items, before: Items, after: Items, chance: Mapping[str, float]
         after: Another's.
         chance: Score of guessing.
         level: Confidence level.
+        contexts: What items share; by default nothing.
 
     Raises:
         ValueError: as :func:`retained`.
@@ -78,7 +102,7 @@ def gained(base: Items, before: Items, after: Items, chance: Mapping[str, float]
         for name in _names(base, before)
         if _names(base, after)
     }
-    return _mean_of_ratios(base, differences, chance, level)
+    return _mean_of_ratios(base, differences, chance, level, contexts or {})
 
 
 def _names(base: Items, model: Items) -> list[str]:
@@ -88,12 +112,16 @@ def _names(base: Items, model: Items) -> list[str]:
 
 
 def _mean_of_ratios(
-    base: Items, above: Mapping[str, NDArray[np.float64]], chance: Mapping[str, float], level: float
+    base: Items,
+    above: Mapping[str, NDArray[np.float64]],
+    chance: Mapping[str, float],
+    level: float,
+    contexts: Contexts,
 ) -> Retained:
     from scipy import stats
 
     check_probability("level", level)
-    ratios, variances, sizes, undefined = [], [], [], 0
+    ratios, variances, freedoms, sizes, undefined = [], [], [], [], 0
     for name, numerator in above.items():
         skill = one_axis(name, base[name]) - chance[name]
         if not (np.isfinite(numerator).all() and np.isfinite(skill).all()):
@@ -103,16 +131,17 @@ def _mean_of_ratios(
             undefined += 1
             continue
         ratio = numerator.mean() / estimate.mean
-        error = mean_error((numerator - ratio * skill) / estimate.mean).error
+        whole = mean_error((numerator - ratio * skill) / estimate.mean, contexts.get(name))
         ratios.append(ratio)
-        variances.append(error**2)
+        variances.append(whole.error**2)
+        freedoms.append(whole.df)
         sizes.append(numerator.size)
     if not ratios:
         return Retained(math.nan, math.nan, math.nan, 0, 0, undefined, level)
     spread, low, high = np.array(variances), math.nan, math.nan
     mean = float(np.mean(ratios))
     if spread.sum() > 0:
-        df = spread.sum() ** 2 / (spread**2 / (np.array(sizes) - 1)).sum()
+        df = spread.sum() ** 2 / (spread**2 / np.array(freedoms)).sum()
         half = float(stats.t.ppf((1 + level) / 2, df)) * math.sqrt(spread.sum()) / len(ratios)
         low, high = mean - half, mean + half
     return Retained(mean, low, high, sum(sizes), len(ratios), undefined, level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,7 +63,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file, of its first filter."""
     first = None
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON texts may hold U+2028 and the like
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text in JSON may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"samples {str(path)!r}: cannot be read: {error}") from None
     if not any(line.strip() for line in lines):
@@ -94,20 +95,29 @@ def _results(folder: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise UsageError(f"samples {str(paths[-1])!r}: is not JSON; delete it, or evaluate again")
+    members = {"group_subtasks": list, "configs": dict, "higher_is_better": dict, "versions": object}
+    for key, kind in members.items():
+        value = found.get(key, {})
+        if not isinstance(value, dict) or not all(isinstance(one or kind(), kind) for one in value.values()):
+            raise UsageError(f"samples {str(paths[-1])!r}: {key!r} is not what lm-eval writes; evaluate again")
     return found
 
 
 def _groups(about: Mapping[str, Any], tasks: list[str]) -> dict[str, list[str]]:
     """Capabilities and their tasks: the outermost groups, and the tasks that are in none."""
-    groups: dict[str, list[str]] = {name: list(members) for name, members in about.get("group_subtasks", {}).items()}
+    groups = {
+        name: [str(member) for member in members or ()] for name, members in about.get("group_subtasks", {}).items()
+    }
 
-    def leaves(name: str) -> list[str]:
-        return [leaf for member in groups[name] for leaf in leaves(member)] if groups.get(name) else [name]
+    def leaves(name: str, within: tuple[str, ...] = ()) -> list[str]:
+        if name in within:
+            raise UsageError(f"samples: group_subtasks has {name!r} within itself; evaluate again")
+        return [leaf for one in groups[name] for leaf in leaves(one, (*within, name))] if groups.get(name) else [name]
 
     inner = {member for members in groups.values() for member in members}
     found = {}
     for name in groups:
-        members = [task for task in leaves(name) if task in tasks]
+        members = [task for task in dict.fromkeys(leaves(name)) if task in tasks]
         if name not in inner and members:
             found[name] = members
     grouped = {task for members in found.values() for task in members}
@@ -116,12 +126,13 @@ def _groups(about: Mapping[str, Any], tasks: list[str]) -> dict[str, list[str]]:
 
 def _capability(name: str, tasks: Mapping[str, list[dict[str, Any]]], about: Mapping[str, Any]) -> Measured:
     task, records = next(iter(tasks.items()))
-    names = [str(metric) for metric in records[0].get("metrics") or []]
+    named = records[0].get("metrics") or []
+    names = [str(metric) for metric in named] if isinstance(named, list) else []
     metric = next((metric for metric in PREFERRED_METRICS if metric in names), names[0] if names else "acc")
     directions = about.get("higher_is_better", {}).get(task) or {}
     rows = [(member, record) for member, found in tasks.items() for record in found]
     chances = [_chance(about, member, record) for member, record in rows]
-    return measured(
+    found = measured(
         name,
         rows,
         metric,
@@ -129,18 +140,34 @@ def _capability(name: str, tasks: Mapping[str, list[dict[str, Any]]], about: Map
         higher_is_better=bool(directions.get(metric, not metric.endswith(("perplexity", "bits_per_byte")))),
         version=str(about.get("versions", {}).get(name, about.get("versions", {}).get(task, ""))),
     )
+    for item in found.items:
+        if not math.isfinite(item.outcome):
+            raise UsageError(f"task {item.task!r}: item {item.key[1]} has {metric!r} = {item.outcome}; evaluate again")
+    return found
 
 
 def _chance(about: Mapping[str, Any], task: str, record: Mapping[str, Any]) -> float:
-    declared = ((about.get("configs", {}).get(task) or {}).get("metadata") or {}).get("chance")
-    if isinstance(declared, (int, float)):
+    metadata = (about.get("configs", {}).get(task) or {}).get("metadata")
+    declared = metadata.get("chance") if isinstance(metadata, dict) else None
+    if isinstance(declared, (int, float)) and math.isfinite(declared):
         return float(declared)
     choices = len(record.get("arguments") or ())
     return 1 / choices if choices > 1 else 0.0
 
 
+def file_name(task: str) -> str:
+    """A task's name as a part of a file's name: a name from a suite's YAML must not lead out of the folder.
+
+    Where a character is replaced, or the name cut, a digest of the name keeps two tasks apart.
+    """
+    safe = re.sub(r"[^\w.-]", "_", task, flags=re.ASCII)[:100]
+    return safe if safe == task else f"{safe}-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
+
+
 def write_samples(panel: Panel, folder: Path, model: str, date: str) -> None:
     """Write ``results_<date>.json`` and a ``samples_<task>_<date>.jsonl`` per task, as lm-eval does.
+
+    In both, a task has the name that :func:`file_name` gives it; the capability's own is kept as that of a group.
 
     Args:
         panel: What a model did.
@@ -152,7 +179,7 @@ def write_samples(panel: Panel, folder: Path, model: str, date: str) -> None:
     for capability in panel.values():
         rows: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
         for item in capability.items:
-            rows.setdefault(item.task, []).append((item.outcome, item.sample))
+            rows.setdefault(file_name(item.task), []).append((item.outcome, item.sample))
         if list(rows) != [capability.name]:
             groups[capability.name] = list(rows)
         for task, found in rows.items():

@@ -13,6 +13,7 @@ from forgetting.audit.page import render_page
 from forgetting.audit.run import Audit
 from forgetting.audit.samples import write_samples
 from forgetting.audit.tables import capability_table
+from forgetting.errors import UsageError
 from forgetting.report.tables import latex
 from forgetting.results import write_atomically
 
@@ -42,7 +43,7 @@ def write_audit(audit: Audit, folder: Path) -> AuditPaths:
     """Write an audit; files of an earlier one are replaced.
 
     Raises:
-        UsageError: if the folder cannot be written.
+        UsageError: if the folder cannot be written, or writing would replace the logs that the audit is of.
     """
     paths = AuditPaths(
         verdict=folder / "verdict.json",
@@ -52,7 +53,14 @@ def write_audit(audit: Audit, folder: Path) -> AuditPaths:
         card=folder / "model_card.md",
         table=folder / "table.tex",
     )
+    for side in (audit.verdict.base, audit.verdict.tuned):
+        if side.kind == "samples" and Path(side.name).resolve().is_relative_to(paths.samples.resolve()):
+            raise UsageError(f"--output {str(folder)!r}: would replace the logs {side.name!r}; give another folder")
     rows = item_rows(audit)
+    try:
+        paths.verdict.unlink(missing_ok=True)  # until it is there again, the folder is not whole
+    except OSError as error:
+        raise UsageError(f"--output {str(folder)!r}: cannot be written ({error.strerror or error})") from None
     date = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
     for which in ("base", "tuned"):
         for old in (paths.samples / which).glob("*_20*.json*"):  # this audit's alone

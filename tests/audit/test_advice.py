@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from forgetting import metrics
-from forgetting.audit.advice import Advice, advise, default_edits, save_best
+from forgetting.audit.advice import Advice, _half, advise, default_edits, save_best
 from forgetting.audit.edits import Change, Edit
 from forgetting.audit.weights import general_fisher
 from forgetting.errors import UsageError
@@ -122,6 +122,14 @@ def test_the_best_is_chosen_on_one_half_and_judged_on_the_other() -> None:
         change, lambda model: scorer.score(model).items, suite, made.tokenizer, edits=EDITS[:2], margin=1.0
     ).best
     assert whole.alpha < 1 and whole.retention_change.mean > 0, "with any loss allowed, retention decides"
+
+
+def test_a_context_is_in_one_half() -> None:
+    labels = ["a", "a", "b", "a", "c", "b", "d"]
+    even, odd = _half(7, 0, labels), _half(7, 1, labels)
+    assert sorted(even + odd) == list(range(7))
+    assert {labels[k] for k in even} == {"a", "c"} and {labels[k] for k in odd} == {"b", "d"}
+    assert (_half(5, 0, None), _half(5, 1, None)) == ([0, 2, 4], [1, 3])
 
 
 def test_the_result_is_json() -> None:

@@ -62,6 +62,20 @@ def test_a_gain_is_paired_and_a_difference_of_retentions() -> None:
     assert same.mean == 0 and math.isnan(same.low) and math.isnan(same.high)
 
 
+def test_items_that_share_a_context_count_once() -> None:
+    base, model = drawn(np.random.default_rng(4))
+    other = {name: [1.0] * 10 + items[10:] for name, items in model.items()}
+    labels: dict[str, list[str] | None] = {name: [str(k) for k in range(200)] * 5 for name in CHANCE}
+    five = [{name: items * 5 for name, items in each.items()} for each in (base, model, other)]
+    pairs = (
+        (retained(base, model, CHANCE), retained(*five[:2], CHANCE, contexts=labels)),
+        (gained(base, model, other, CHANCE), gained(*five, CHANCE, contexts=labels)),
+    )
+    for once, repeated in pairs:
+        assert (repeated.mean, repeated.low, repeated.high) == pytest.approx((once.mean, once.low, once.high))
+    assert retained(*five[:2], CHANCE).low > pairs[0][0].low, "five times the items, if none shared a context"
+
+
 def test_what_was_never_there_does_not_count() -> None:
     base = {"a": [1.0, 1.0, 1.0, 0.0] * 20, "b": [1.0, 0.0] * 40}
     found = retained(base, {"a": [0.0, 1.0] * 40, "b": [1.0] * 80}, CHANCE)

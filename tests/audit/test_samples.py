@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,42 @@ def test_what_is_no_log_is_refused(tmp_path: Path, name: str, content: str, said
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=said):
         read_samples(tmp_path)
+
+
+def test_line_separators_within_texts_end_no_line(tmp_path: Path) -> None:
+    records = [record(k, 1.0, prompt=f"one\u2028two\u2029three\x85four {k}") for k in range(3)]
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
+    (tmp_path / "samples_a.jsonl").write_bytes(lines.replace("\n", "\r\n").encode())
+    assert len(read_samples(tmp_path)[0]["a"].items) == 3
+
+
+@pytest.mark.parametrize(
+    ("about", "outcome", "said"),
+    [
+        ({}, math.nan, "item 0 has 'acc' = nan"),
+        ({"group_subtasks": {"g": ["g"]}}, 1.0, "group_subtasks has 'g' within itself"),
+        ({"group_subtasks": {"g": ["h"], "h": ["g"]}}, 1.0, "within itself"),
+        ({"group_subtasks": {"g": "a"}}, 1.0, "'group_subtasks' is not what lm-eval writes"),
+        ({"configs": []}, 1.0, "'configs' is not what lm-eval writes"),
+        ({"higher_is_better": {"a": [1]}}, 1.0, "'higher_is_better' is not what lm-eval writes"),
+    ],
+)
+def test_spoiled_results_are_one_line(tmp_path: Path, about: dict[str, Any], outcome: float, said: str) -> None:
+    log(tmp_path, "samples_a.jsonl", [record(0, outcome)])
+    (tmp_path / f"results_{DATE}.json").write_text(json.dumps(about))
+    with pytest.raises(UsageError, match=said):
+        read_samples(tmp_path)
+
+
+def test_a_tasks_name_leads_to_no_other_folder(tmp_path: Path) -> None:
+    names = ("x/../../../escaped", "x/..\\../../escaped", "a" * 300, "plain-1.0")
+    made = panel(**{name: np.ones(3) for name in names})
+    write_samples(made, tmp_path / "within" / "m", "m", DATE)
+    files = {path.name for path in (tmp_path / "within" / "m").iterdir()}
+    assert len(files) == 5 and f"samples_plain-1.0_{DATE}.jsonl" in files
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == files
+    again = read_samples(tmp_path / "within")[0]
+    assert set(again) == set(names) and all(len(again[name].items) == 3 for name in names)
 
 
 def test_logs_of_two_models_in_one_folder_are_refused(tmp_path: Path) -> None:

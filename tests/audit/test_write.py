@@ -18,6 +18,7 @@ from forgetting.audit.samples import write_samples
 from forgetting.audit.schema import Settings, Verdict
 from forgetting.audit.write import item_rows, write_audit
 from forgetting.cli import main
+from forgetting.errors import UsageError
 from tests.audit.panels import capability, flipped, panel
 
 HOSTILE = (
@@ -58,6 +59,28 @@ def test_its_own_logs_give_the_same_verdict(tmp_path: Path) -> None:
     again = audit_samples(samples / "base", samples / "tuned", Settings()).verdict
     assert again.capabilities == audit.verdict.capabilities and again.mean == audit.verdict.mean
     assert again.verdict == "REGRESSED" and again.prompts_sha256 == audit.verdict.prompts_sha256
+
+
+def test_logs_are_not_replaced_by_their_own_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = write_audit(made(tmp_path), tmp_path / "audit").samples
+    monkeypatch.chdir(tmp_path)
+    again = audit_samples(Path("audit/samples/base"), Path("audit/samples/tuned"), Settings())
+    with pytest.raises(UsageError, match="--output 'audit': would replace the logs 'audit/samples/base'"):
+        write_audit(again, Path("audit"))
+    assert len(list(samples.rglob("samples_*.jsonl"))) == 4 and (tmp_path / "audit" / "verdict.json").exists()
+
+
+def test_a_folder_that_was_half_rewritten_has_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = made(tmp_path)
+    paths = write_audit(audit, tmp_path / "out")
+
+    def fail(*_: object) -> str:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("forgetting.audit.write.render_page", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_audit(audit, tmp_path / "out")
+    assert not paths.verdict.exists()
 
 
 class Tags(HTMLParser):

@@ -238,7 +238,9 @@ def test_the_embedded_suite_scores_as_in_lm_eval_and_is_found_without_its_index(
 
 def blimp_pairs(n: int = 4) -> str:
     rows = [{"sentence_good": f"w{2 + k} w3 w4", "sentence_bad": f"w{2 + k} w3 w5"} for k in range(n)]
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    rows[0]["note"] = "one\u2028two\x85three"  # ends no line of JSON lines
+    rows[1:] = [row | {"note": ""} for row in rows[1:]]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def test_local_data_replace_the_hub(tmp_path: Path) -> None:
