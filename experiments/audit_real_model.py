@@ -19,7 +19,7 @@ import json
 import shutil
 from pathlib import Path
 
-from forgetting.audit.extras import measure_extras, prepare_extras
+from forgetting.audit.extras import add_extras, input_digests, prepare_extras
 from forgetting.audit.load import load_input
 from forgetting.audit.run import audit_models
 from forgetting.audit.schema import Settings
@@ -95,9 +95,8 @@ def main() -> None:
         )
         wanted = prepare_extras(given, text=str(data / "text" / "tinystories_sample.txt"), advise=True)
         done = audit_models(given, settings, print)
-        extras = measure_extras(given, wanted, print)
-        done.verdict.drift, done.verdict.behaviour, done.verdict.advice = extras.drift, extras.behaviour, extras.advice
-        done.verdict.notes += extras.notes
+        done.verdict.inputs_sha256 = input_digests(given, wanted)
+        add_extras(done.verdict, given, wanted, print)
         paths = write_audit(done, arguments.output / name)
         shutil.rmtree(paths.samples)  # megabytes, and all of it is in items.parquet
         print(name, done.verdict.verdict, done.verdict.why)

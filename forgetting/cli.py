@@ -168,5 +168,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("interrupted; what was stored is intact, continue with: forgetting resume FOLDER", file=sys.stderr)
+            audited = sys.argv[1:2] == ["audit"]  # is no study: there is nothing to resume
+            what = "start it again" if audited else "what was stored is intact, continue with: forgetting resume FOLDER"
+            print(f"interrupted; {what}", file=sys.stderr)
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +24,13 @@ def audit(
         tuple[Path, Path] | None,
         typer.Option(help="Two folders of lm-eval's samples_*.jsonl, base and tuned, instead of models."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="JSONL of the own task: what was learned is scored too.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSONL of the own task: what was learned is scored too, on a fifth of it drawn by seed 0: 'forgetting "
+            "run --data' of the same file leaves that fifth out, and other training may not have."
+        ),
+    ] = None,
     suite: Annotated[
         list[str] | None,
         typer.Option(help="Capability suite, lm-eval task, or folder of YAML; repeatable (micro's by default)."),
@@ -50,15 +55,19 @@ def audit(
         Path | None, typer.Option(help="JSONL of prompts with a kind, harmful or benign: who refuses what?")
     ] = None,
     drift: Annotated[
-        bool, typer.Option(help="Measure drift, the change of the weights, and what both models write too.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--drift/--no-drift",
+            help="Measure drift, the change of the weights, and what both models write too (the default).",
+        ),
+    ] = None,
     advise: Annotated[
         bool, typer.Option("--advise", help="Score what would have helped (some twenty scorings; needs --data).")
     ] = False,
     save_best: Annotated[
         Path | None, typer.Option(help="With --advise: write the best interpolation there, as a model folder.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 64,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences per forward pass (64 by default).")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the verdict and the report.")] = Path(
         "audit"
     ),
@@ -88,6 +97,9 @@ def audit(
             "--prompts": prompts,
             "--advise": advise or None,
             "--save-best": save_best,
+            "--drift" if drift else "--no-drift": drift,
+            "--batch-size": batch_size,
+            "--trust-remote-code": trust_remote_code or None,
         }
         if needless := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"--from-samples: compares logs, and {needless[0]} is of models; leave one of them out")
@@ -97,14 +109,14 @@ def audit(
     else:
         if base is None or tuned is None:
             raise UsageError("audit: give BASE and TUNED, or --from-samples A B")
-        from forgetting.audit.load import load_input
+        from forgetting.audit.load import load_input, other_base
         from forgetting.audit.run import audit_models
 
         if save_best is not None and not advise:
             raise UsageError("--save-best: is what --advise chooses; give both")
         if advise and data is None:
             raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
-        if not drift and (advise or text is not None or prompts is not None):
+        if drift is False and (advise or text is not None or prompts is not None):
             raise UsageError("--no-drift: leaves nothing for --text, --prompts and --advise to be used in")
         from forgetting.models import EMBEDDED
 
@@ -127,29 +139,26 @@ def audit(
             suite_dir=suite_dir,
             data=data,
             limit=limit,
-            batch_size=batch_size,
+            batch_size=batch_size or 64,
             trust_remote_code=trust_remote_code,
         )
 
         def say(doing: str) -> None:
             typer.echo(f"{doing} ...", err=True)
 
-        from forgetting.audit.extras import measure_extras, prepare_extras
+        from forgetting.audit.extras import add_extras, input_digests, prepare_extras
 
         wanted = None
-        if drift:
+        if drift is not False:
             wanted = prepare_extras(
                 loaded, text=text, prompts=prompts, advise=advise, save_best=save_best, cluster=cluster
             )
         done = audit_models(loaded, settings, say)
+        done.verdict.inputs_sha256 = input_digests(loaded, wanted)
+        done.verdict.notes += other_base(loaded)
         if wanted is not None:
             write_audit(done, output)  # it stands, whatever becomes of the rest
-            begun = time.perf_counter()
-            extras = measure_extras(loaded, wanted, say)
-            done.verdict.seconds += time.perf_counter() - begun
-            done.verdict.drift, done.verdict.behaviour = extras.drift, extras.behaviour
-            done.verdict.advice = extras.advice
-            done.verdict.notes += extras.notes
+            add_extras(done.verdict, loaded, wanted, say)
     _print(done, write_audit(done, output))
     raise typer.Exit(EXIT_CODES[done.verdict.verdict])
 

@@ -93,6 +93,12 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], m
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 130 and "continue with: forgetting resume" in capsys.readouterr().err
+    monkeypatch.setattr("forgetting.audit.run.audit_samples", lambda *_: interrupted(""))
+    monkeypatch.setattr(sys, "argv", ["forgetting", "audit", "--from-samples", "a", "b"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 130 and "start it again" in said and "resume" not in said
 
 
 def test_a_mitigation_shows_all_its_options(

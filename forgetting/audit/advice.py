@@ -134,7 +134,7 @@ def advise(
         margin: See :class:`Best`, at least 0.
         level: Of the intervals.
         batch_size: Sequences per forward pass of the suite.
-        cluster: Field of the suite's items that names the context they share (:func:`~forgetting.audit.items.clusters`).
+        cluster: Field of the suite's items that names their context (:func:`~forgetting.audit.items.clusters`).
         progress: Called before each scoring with how many are done, how many there are, and its name.
 
     Raises:

@@ -15,6 +15,10 @@ from forgetting.report.style import plain
 from forgetting.report.tables import markdown
 
 UNKNOWN = "not said in the model's files"
+OWN_ITEMS = (
+    "a fifth of the file that was given, drawn by seed 0; `forgetting run --data` of the same file does not train on "
+    "them, and a fine-tune that was made otherwise may have"
+)
 MEANING = {
     "REGRESSED": "something that the base model could do was lost, beyond chance",
     "RETAINED": "losses above the margins are ruled out",
@@ -109,6 +113,7 @@ def model_card(verdict: Verdict) -> str:
                     f"{sum(record.n for record in verdict.capabilities)} in {len(verdict.capabilities)} capabilities",
                 ),
                 ("prompts, SHA-256", verdict.prompts_sha256),
+                *((f"{name.replace('_', ' ')}, SHA-256", value) for name, value in verdict.inputs_sha256.items()),
                 (
                     "margins",
                     f"{100 * settings.margin:g} points of the mean, {100 * settings.worst:g} of any capability",
@@ -144,5 +149,6 @@ def _own(verdict: Verdict) -> list[str]:
             ("base", number(scale * own.base, digits)),
             ("tuned", number(scale * own.tuned, digits)),
             ("difference", change(own.difference, scale)),
+            ("items", OWN_ITEMS),
         ]
     )

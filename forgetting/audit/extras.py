@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
     from forgetting.audit.behaviour import SafetyPrompt
+    from forgetting.audit.schema import Verdict
     from forgetting.evaluation.drift import DriftMeter
     from forgetting.fisher import DiagonalFisher
 
@@ -145,6 +149,30 @@ def prepare_extras(
     return Wanted(general_documents(given, text), asked, advise, save_best, cluster)
 
 
+def input_digests(given: AuditInput, wanted: Wanted | None) -> dict[str, str]:
+    """SHA-256 of what there is of texts beside the suite's: ``own_data``, ``general_text``, ``safety_prompts``."""
+    texts: dict[str, list[Any]] = {}
+    if given.own is not None:
+        texts["own_data"] = [[item.prompt, item.completion, list(item.choices or ())] for item in given.own.test]
+    if wanted is not None:
+        texts["general_text"] = list(wanted.documents)
+        texts["safety_prompts"] = [[prompt.prompt, prompt.kind] for prompt in wanted.prompts or ()]
+    return {
+        name: hashlib.sha256(json.dumps(content).encode()).hexdigest() for name, content in texts.items() if content
+    }
+
+
+def add_extras(
+    verdict: Verdict, given: AuditInput, wanted: Wanted, say: Callable[[str], None] = lambda doing: None
+) -> None:
+    """Measure (:func:`measure_extras`) into a verdict, which is changed: parts, notes, and seconds."""
+    begun = time.perf_counter()
+    extras = measure_extras(given, wanted, say)
+    verdict.drift, verdict.behaviour, verdict.advice = extras.drift, extras.behaviour, extras.advice
+    verdict.notes += extras.notes
+    verdict.seconds += time.perf_counter() - begun
+
+
 def measure_extras(given: AuditInput, wanted: Wanted, say: Callable[[str], None] = lambda doing: None) -> Extras:
     """Measure drift and weight change, and what else is wanted; what cannot be measured becomes a note.
 
@@ -228,6 +256,10 @@ def _drift(
     if comparable:
         kl = texts[GENERAL].mean if texts and GENERAL in texts else None
         weights = audit_weights(base.model, tuned.model, fisher=fisher, measured_kl=kl)
+        if fisher is not None and weights.predicted_kl is None:
+            found.notes.append(
+                "½ΔθᵀFΔθ is not summed: the Fisher information lacks a parameter, such as an untied head."
+            )
     return {"texts": as_json(texts), "bits_per_byte": as_json(bits), "weights": as_json(weights)}
 
 

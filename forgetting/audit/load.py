@@ -149,6 +149,21 @@ def _merged(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
     return LoadedModel(name=name, model=model, tokenizer=tokenizer, family=base.family)
 
 
+def other_base(given: AuditInput) -> list[str]:
+    """A note where an adapter's files name another base model than the one it was merged into.
+
+    Names are compared by their last part: ``owner/name`` may lie in ``./name``.
+    """
+    named = str((given.adapter or {}).get("base_model_name_or_path") or "")
+    known = {Path(name).name for name in (given.base.name, str(given.base.model.name_or_path))}
+    if not named or Path(named).name in known:
+        return []
+    return [
+        f"The adapter's files name {named!r} as its base, and it was merged into {given.base.name!r}: if these are "
+        "different weights, what is judged is no model that was trained."
+    ]
+
+
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 of a model's parameters and buffers that are saved: names, types, shapes and bytes.
 

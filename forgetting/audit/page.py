@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import forgetting.report
-from forgetting.audit.card import MEANING
+from forgetting.audit.card import MEANING, OWN_ITEMS
 from forgetting.audit.schema import Verdict
 from forgetting.audit.sections import sections
 from forgetting.audit.tables import capability_table
@@ -63,6 +63,7 @@ def render_page(verdict: Verdict, rows: Sequence[Mapping[str, Any]]) -> str:
     return environment.get_template("audit.html").render(
         verdict=verdict,
         title=f"{plain(verdict.tuned.name)} against {plain(verdict.base.name)}",
+        own_items=OWN_ITEMS,
         meaning=MEANING[verdict.verdict],
         table=capability_table(verdict),
         forest=_forest(verdict),
@@ -164,6 +165,7 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
         ("base", f"{verdict.base.name} ({verdict.base.kind}), SHA-256 {verdict.base.sha256}"),
         ("tuned", f"{verdict.tuned.name} ({verdict.tuned.kind}), SHA-256 {verdict.tuned.sha256}"),
         ("prompts", f"SHA-256 {verdict.prompts_sha256}"),
+        *((name.replace("_", " "), f"SHA-256 {value}") for name, value in verdict.inputs_sha256.items()),
         (
             "settings",
             f"error rate {settings.alpha:g}, margin {100 * settings.margin:g} points of the mean and "

@@ -192,6 +192,8 @@ class Verdict(_Part):
         verdict, why: The conclusion, and the reason in one sentence.
         items_to_decide: Items per capability at which an INCONCLUSIVE audit would be decided.
         prompts_sha256: Of all that was asked.
+        inputs_sha256: Of the other texts that were given: ``own_data`` (the items that are scored), ``general_text``,
+            ``safety_prompts``, as far as there are any (:func:`forgetting.audit.extras.input_digests`).
         code: Versions, git state, SHA-256 of the package's files, and the command.
         seconds: What the audit took.
         drift, behaviour, advice: See :class:`forgetting.audit.extras.Extras`; ``None`` where they were not measured.
@@ -210,6 +212,7 @@ class Verdict(_Part):
     looks: list[Look] = []
     notes: list[str] = []
     prompts_sha256: str
+    inputs_sha256: dict[str, str] = {}
     code: dict[str, Any]
     seconds: float
     drift: dict[str, Any] | None = None

@@ -59,7 +59,8 @@ class WeightChange:
         layers: In the model's order.
         matrices: Those that moved, in the model's order.
         relative: ‖Δ‖ / ‖θ_base‖ of the whole model.
-        predicted_kl: ½ Δθᵀ F Δθ, nats per token; ``None`` without a Fisher.
+        predicted_kl: ½ Δθᵀ F Δθ, nats per token, F diagonal; ``None`` without a Fisher, or where it lacks a parameter
+            that may have moved (the head of a tuned model whose base has it tied to the embeddings).
         measured_kl: As it was given.
         ratio: Predicted over measured: 1 where the change is small and the diagonal is enough; ``None`` where one is
             missing, or the measured one is not above 0.
@@ -159,7 +160,9 @@ def audit_weights(
         for row in _rows(table[table["full_rank"].notna() & (table["change"] > 0)])
     )
     whole = float((table["change"] ** 2).sum()) ** 0.5, float((table["norm"] ** 2).sum()) ** 0.5
-    predicted_kl = None if fisher is None else float(table["fisher_change"].sum()) * per_token
+    predicted_kl = None
+    if fisher is not None and table["fisher_change"].notna().all():  # a part of the sum is no estimate of it
+        predicted_kl = float(table["fisher_change"].sum()) * per_token
     known = predicted_kl is not None and measured_kl is not None and measured_kl > 0
     return WeightChange(
         layers=tuple(layers),

@@ -15,7 +15,7 @@ import torch
 from forgetting.audit import extras
 from forgetting.audit.edits import check_mixable
 from forgetting.audit.extras import as_json, general_documents, measure_extras, prepare_extras
-from forgetting.audit.load import AuditInput, load_input
+from forgetting.audit.load import AuditInput, load_input, other_base
 from forgetting.audit.page import render_page
 from forgetting.audit.run import audit_samples
 from forgetting.audit.samples import write_samples
@@ -184,7 +184,20 @@ def test_a_diverged_fine_tune_has_its_verdict(
     verdict = Verdict.model_validate_json((tmp_path / "out" / "verdict.json").read_text())
     assert stop.value.code == 3 and verdict.verdict == "REGRESSED"
     said = "layers.1.mlp.up_proj.weight of the tuned model has values that are not finite"
+    assert set(verdict.inputs_sha256) == {"own_data", "general_text", "safety_prompts"}
+    card = (tmp_path / "out" / "model_card.md").read_text()
+    assert verdict.inputs_sha256["own_data"] in card and "a fifth of the file" in card
     assert any(said in note for note in verdict.notes) and verdict.advice is None
+
+
+def test_an_adapter_of_another_base_is_noted() -> None:
+    base = load_model("micro")
+    given = AuditInput(base, base, None, None, 8, True)  # type: ignore[arg-type]  # no suite is read
+    assert other_base(given) == []
+    for name in ("somewhere/micro", base.model.name_or_path, None):
+        assert other_base(replace(given, adapter={"base_model_name_or_path": name})) == []
+    (note,) = other_base(replace(given, adapter={"base_model_name_or_path": "owner/another"}))
+    assert "'owner/another'" in note and "'micro'" in note
 
 
 def test_models_that_compute_otherwise_are_not_mixed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -13,6 +14,7 @@ from forgetting.audit.drift import audit_drift
 from forgetting.audit.edits import Change, Edit
 from forgetting.audit.weights import audit_weights, general_fisher
 from forgetting.evaluation.drift import DriftMeter, weight_change
+from forgetting.models import untied_head
 from tests.audit.tuned import tuned_micro
 
 
@@ -50,6 +52,19 @@ def test_layers_matrices_and_the_kl_of_a_small_change() -> None:
         assert matrix.stable_rank == pytest.approx(stable_rank(delta), rel=1e-6)
         assert matrix.layer == change.layers[name] and matrix.kind in name
     json.dumps(dataclasses.asdict(whole))
+
+
+def test_an_untied_head_leaves_no_sum() -> None:
+    made = tuned_micro()
+    fisher = general_fisher(made.base, made.tokenizer, made.documents, max_length=48, max_examples=4)
+    untied = copy.deepcopy(made.base)
+    untied_head(untied)
+    with torch.no_grad():
+        untied.lm_head.weight += 0.1
+    found = audit_weights(made.base, untied, fisher=fisher, measured_kl=1.0)
+    parts = {layer.layer: layer.predicted_kl for layer in found.layers}
+    assert parts.pop("head") is None and set(parts.values()) == {0.0}
+    assert found.predicted_kl is None and found.ratio is None
 
 
 def test_an_untouched_copy_did_not_move() -> None:

@@ -133,6 +133,9 @@ def test_the_page_shows_the_flips_that_moved_furthest(tmp_path: Path) -> None:
         (["micro", "micro", "--margin", "3"], "--margin 3.0: is not between 0 and 1"),
         (["micro", "micro", "--alpha", "0.7"], "--alpha 0.7"),
         (["--from-samples", "a", "b", "--limit", "5"], "--from-samples: compares logs, and --limit is of models"),
+        (["--from-samples", "a", "b", "--batch-size", "64"], "and --batch-size is of models"),
+        (["--from-samples", "a", "b", "--no-drift"], "and --no-drift is of models"),
+        (["--from-samples", "a", "b", "--trust-remote-code"], "and --trust-remote-code is of models"),
         (["--from-samples", "nowhere", "b"], "samples 'nowhere': no such file"),
     ],
 )
