@@ -8,8 +8,9 @@ Papers: Wortsman et al. 2022, Robust fine-tuning of zero-shot models (WiSE-FT), 
 
 The embedded decoder is fine-tuned on one task at a time, at two rates; every fine-tune is audited
 (:mod:`forgetting.audit.advice`), and trained again from the base model with the remedy that each edit stands for. What
-an edit predicts is its change against the fine-tune as it is, what retraining gives is the remedy's change against it:
-of retention (share of the base's skill on the probes), and of the own task's score (nats per token of its answers).
+an edit predicts is its retention (share of the base's skill on the probes) and its own task's score (nats per token of
+its answers), what retraining gives are the remedy's. Correlations are partial, given the fine-tune's own value: changes
+against the fine-tune would share its noise, and correlate however little an edit tells.
 Interpolation at α stands for α times the learning rate; of WiSE-FT it is the definition. A Fisher mask and a strength
 of EWC have no common scale: their correlation says more than their error. Replay has no edit: what it wins back of the
 loss on general text is compared with the rise that the slopes ∇L·Δ foretell. Intervals are over fine-tunes, clustered
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,8 @@ from forgetting.audit.edits import Edit
 from forgetting.audit.reliability import (
     Agreement,
     Estimate,
-    Kind,
     Reliability,
+    Remedy,
     Source,
     agreement,
     estimate,
@@ -47,6 +48,7 @@ from forgetting.studies import Results, Scale, Study, main, scale_of
 from forgetting.verdicts import Claim, Outcome, Verdict, decide
 
 if TYPE_CHECKING:
+    from forgetting.audit.advice import Advice
     from forgetting.results import RunRecord
 
 TASKS = ("new_facts", "routing", "sorting", "second_language", "formal")
@@ -64,18 +66,29 @@ EDITS: dict[str, Edit] = {
 TEXT = "pretraining"
 DOCUMENTS = 64
 """General documents for the Fisher information and the slopes; others than those that the loss is measured on."""
+SAME = 0.01
+"""Largest difference in retention between a run and the same run again."""
 ENOUGH = 0.5
-"""A rank correlation above which an edit is called a guide."""
-ASKED: dict[Source, str] = {
-    "interpolation": "base + α Δ tells for which fine-tunes α times the learning rate retains more",
-    "revert": "Reverting layers tells for which fine-tunes freezing them retains more",
-    "rank": "Truncating Δ tells for which fine-tunes LoRA retains more",
-    "fisher": "Reverting the weights of the greatest Fisher information tells for which fine-tunes EWC retains more",
-    "replay": "The slopes of the loss on general text tell for which fine-tunes replay wins more of it back",
+"""A correlation above which an edit is called a guide."""
+ASKED = {
+    "low_lr:factor=0.3": "base + 0.3 Δ tells how much a fine-tune at 0.3 times the learning rate retains",
+    "freeze:first=2,embeddings=true": "Reverting embeddings and the lower half tells how much freezing them retains",
+    "freeze:pattern=layers.[23]": "Reverting the upper half tells how much freezing it retains",
+    "lora:r=4": "Truncating Δ to rank 4 tells how much LoRA retains",
+    "ewc:strength=10000,examples=64,tasks=false": "Reverting the weights of the greatest Fisher information tells how "
+    "much EWC retains",
+    REPLAY: "The slopes of the loss on general text tell what it is after replay",
 }
 OURS = "ours: the audit's own proxies"
 CLAIMS = (
-    *(Claim(kind, f"{asked}: rank correlation above {ENOUGH:g}", OURS) for kind, asked in ASKED.items()),
+    *(
+        Claim(
+            remedy,
+            f"{asked}, beyond what the fine-tune's own value tells: partial rank correlation above {ENOUGH:g}",
+            OURS,
+        )
+        for remedy, asked in ASKED.items()
+    ),
     Claim(
         "order",
         "Within a fine-tune, the edits put the remedies in the order of retention that retraining gives: mean rank "
@@ -151,11 +164,35 @@ def audit(record: RunRecord, folder: Path) -> dict[str, Any]:
         batch_size=batch_size,
     )
     assert advice.replay is not None
+    check_retrained(record, ResultStore(folder).load_items(record.run_id)["G"], advice)
     return {
         "run_id": record.run_id,
         "points": {point.name: {"own": point.own, "retention": point.retention.mean} for point in advice.points},
         "slopes": {"at_base": advice.replay.at_base, "at_tuned": advice.replay.at_tuned, "rise": advice.replay.rise},
     }
+
+
+def check_retrained(record: RunRecord, items: Sequence[Mapping[str, Sequence[float]]], advice: Advice) -> None:
+    """Check that the fine-tune that was trained again is the run's: else its edits are of another one.
+
+    Args:
+        record: The run.
+        items: Its outcomes on the capabilities, by row.
+        advice: Of the fine-tune that was trained again.
+
+    Raises:
+        UsageError: if their retention differs by more than an item that flips.
+    """
+    from forgetting.audit.retained import retained as retention
+
+    chance = {info.name: info.chance for info in record.capabilities if info.name in advice.capabilities}
+    before, after = ({name: row[name] for name in chance} for row in (items[0], items[-1]))
+    stored, again = retention(before, after, chance).mean, advice.points[1].retention.mean
+    if not abs(stored - again) <= SAME:
+        raise UsageError(
+            f"run {record.run_id}: retains {stored:.3f}, and trained again {again:.3f}; run the study again on one "
+            "machine, with one version of the libraries"
+        )
 
 
 def retrained(results: Results, grid: str) -> dict[tuple[str, int], dict[str, float]]:
@@ -175,7 +212,7 @@ def retrained(results: Results, grid: str) -> dict[tuple[str, int], dict[str, fl
 
 
 def comparisons(results: Results) -> pd.DataFrame:
-    """A row per fine-tune and remedy: changes against the fine-tune, as predicted and as retrained."""
+    """A row per fine-tune and remedy: as predicted, as retrained, and of the fine-tune itself; greater is better."""
     rows = []
     for grid in results.grids:
         runs = retrained(results, grid)
@@ -189,29 +226,35 @@ def comparisons(results: Results) -> pd.DataFrame:
             for remedy, edit in EDITS.items():
                 if (remedy, seed) in runs:
                     point, run = audited["points"][edit.name], runs[remedy, seed]
-                    changes = {f"predicted_{m}": point[m] - tuned[m] for m in ("retention", "own")}
-                    changes |= {f"retrained_{m}": run[m] - plain[m] for m in ("retention", "own")}
-                    rows.append({**about, "remedy": remedy, "kind": edit.kind, **changes})
+                    values = {f"predicted_{m}": point[m] for m in ("retention", "own")}
+                    values |= {f"retrained_{m}": run[m] for m in ("retention", "own")}
+                    values |= {f"tuned_{m}": tuned[m] for m in ("retention", "own")}
+                    rows.append({**about, "remedy": remedy, "kind": edit.kind, **values})
             if (REPLAY, seed) in runs:
-                won = plain["loss"] - runs[REPLAY, seed]["loss"]
-                changes = {"predicted_retention": audited["slopes"]["rise"], "retrained_retention": won}
-                rows.append({**about, "remedy": REPLAY, "kind": "replay", **changes})
+                values = {
+                    "predicted_retention": audited["slopes"]["rise"] - plain["loss"],
+                    "retrained_retention": -runs[REPLAY, seed]["loss"],
+                    "tuned_retention": -plain["loss"],
+                }
+                rows.append({**about, "remedy": REPLAY, "kind": "replay", **values})
     return pd.DataFrame(rows)
 
 
-def agreements(frame: pd.DataFrame) -> dict[Source, Kind]:
-    """The agreement with retraining of every kind of which there are runs."""
+def agreements(frame: pd.DataFrame) -> dict[str, Remedy]:
+    """The agreement with retraining of every remedy of which there are runs."""
 
     def of(part: pd.DataFrame, measure: str) -> Agreement:
-        return agreement(list(part[f"predicted_{measure}"]), list(part[f"retrained_{measure}"]), list(part["task"]))
+        columns = (list(part[f"{whose}_{measure}"]) for whose in ("predicted", "retrained", "tuned"))
+        return agreement(*columns, clusters=list(part["task"]))
 
-    found: dict[Source, Kind] = {}
-    for kind in ASKED:
-        part = frame[frame["kind"] == kind]
+    found = {}
+    for remedy in ASKED:
+        part = frame[frame["remedy"] == remedy]
         if part.empty:
             continue
+        kind: Source = part["kind"].iloc[0]
         own = None if kind == "replay" else of(part, "own")
-        found[kind] = Kind(remedies=tuple(dict.fromkeys(part["remedy"])), retention=of(part, "retention"), own=own)
+        found[remedy] = Remedy(kind=kind, retention=of(part, "retention"), own=own)
     return found
 
 
@@ -239,11 +282,11 @@ def conclude(results: Results) -> list[Verdict]:
     found, n = agreements(frame), frame["fine_tune"].nunique()
     how = f"95% over {n} fine-tunes, clustered by {frame['task'].nunique()} tasks"
     verdicts = []
-    for kind, agreed in found.items():
-        unit, scale = ("nats per token", 1) if kind == "replay" else ("points", 100)
+    for remedy, agreed in found.items():
+        unit, scale = ("nats per token", 1) if agreed.kind == "replay" else ("points", 100)
         bias, error = (_shown(each, scale) for each in (agreed.retention.bias, agreed.retention.error))
         ours = f"{_shown(agreed.retention.rank)}; bias {bias}, mean error {error} {unit} ({how})"
-        verdicts.append(Verdict(kind, _outcome(agreed.retention.rank), ours))
+        verdicts.append(Verdict(remedy, _outcome(agreed.retention.rank), ours))
     whole = order(frame)
     return [*verdicts, Verdict("order", _outcome(whole), f"{_shown(whole)} ({how})")]
 
@@ -283,7 +326,7 @@ def reliability(results: Results, scale: Scale) -> Reliability:
         **provenance({}),
     }
     return Reliability(
-        kinds=agreements(frame),
+        remedies=agreements(frame),
         order=order(frame),
         fine_tunes=frame["fine_tune"].nunique(),
         tasks=frame["task"].nunique(),
@@ -292,7 +335,7 @@ def reliability(results: Results, scale: Scale) -> Reliability:
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Retrained over predicted change, a panel per kind."""
+    """Retrained over predicted values, a panel per remedy."""
     import seaborn
 
     from forgetting.report.style import legend_below, new_canvas, panels, save, styled
@@ -305,29 +348,32 @@ def draw(results: Results, folder: Path) -> None:
     with styled():
         canvas = new_canvas(9.0, 6.6)
         handles: dict[str, Any] = {}
-        for axis, (kind, agreed) in zip(panels(canvas, len(found), 3), found.items(), strict=True):
-            unit = 1 if kind == "replay" else 100
-            part = frame[frame["kind"] == kind]
+        for axis, (remedy, agreed) in zip(panels(canvas, len(found), 3), found.items(), strict=True):
+            unit = 1 if agreed.kind == "replay" else 100
+            part = frame[frame["remedy"] == remedy]
             for task, points in part.groupby("task", sort=False):
                 x, y = unit * points["predicted_retention"], unit * points["retrained_retention"]
                 (handles[str(task)],) = axis.plot(x, y, "o", color=colors[str(task)], markersize=4, alpha=0.8)
             both = unit * part[["predicted_retention", "retrained_retention"]].to_numpy()
             ends = [float(np.min(both)), float(np.max(both))]
             axis.plot(ends, ends, color="0.4", linestyle="--", linewidth=1)
-            axis.set_title(f"{kind}: rank {_shown(agreed.retention.rank)}", fontsize="small")
-            what = "fall of loss (nats per token)" if kind == "replay" else "gain in retention (points)"
+            axis.set_title(
+                f"{remedy.partition(',')[0]}\npartial rank {_shown(agreed.retention.rank)}", fontsize="small"
+            )
+            what = "−loss (nats per token)" if agreed.kind == "replay" else "retention (%)"
             axis.set(xlabel=f"predicted {what}", ylabel="retrained")
         legend_below(canvas, list(handles.values()), list(handles))
         n = frame["fine_tune"].nunique()
         canvas.suptitle(f"Advice without retraining against retraining, n = {n} fine-tunes")
         caption = (
-            f"A point per fine-tune (n = {n}) and remedy; dashed: equal. In brackets: 95% interval of Spearman's "
-            "correlation, jackknife over tasks."
+            f"A point per fine-tune (n = {n}) and remedy; dashed: equal. In brackets: 95% interval of the "
+            "partial rank correlation given the fine-tune's own value, jackknife over tasks."
         )
         save(canvas, folder, "audit_advice", "Advice without retraining against retraining", caption)
 
 
-STUDY = Study("audit_advice", CLAIMS, grids, conclude, draw, measure=audits)
+MEASURED_WITH = {"edits": EDITS, "documents": DOCUMENTS}
+STUDY = Study("audit_advice", CLAIMS, grids, conclude, draw, measure=audits, measured_with=MEASURED_WITH)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import importlib.util
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -38,6 +39,10 @@ Scale = Literal["smoke", "laptop", "gpu"]
 
 TUNING = "tuning"
 """The name of a grid that only chooses settings."""
+
+
+MEASURED_WITH = "measured_with_sha256"
+"""In a measurement: the digest of the settings that it was made with."""
 
 
 class Results:
@@ -139,6 +144,8 @@ class Study:
             called once every run of those is finished. Until then theirs are not among the runs that are missing.
         measure: Measurements by name, each a function that makes a JSON object; they are made once every run is
             finished, such as what needs the tuned weights, and kept.
+        measured_with: The script's settings that measurements depend on; their digest is kept in each, and what was
+            measured with others is measured again.
         unit: What was sampled, and so what intervals are over: seeds, three or more in every grid, or settings, forty
             or more grids of a run each (where verdicts count: at scales ``laptop`` and ``gpu``).
     """
@@ -150,6 +157,7 @@ class Study:
     draw: Callable[[Results, Path], None]
     then: Callable[[Scale, Results], dict[str, StudyConfig]] | None = None
     measure: Callable[[Results], Mapping[str, Callable[[], dict[str, Any]]]] | None = None
+    measured_with: Mapping[str, Any] = field(default_factory=dict)
     unit: Literal["seeds", "settings"] = "seeds"
 
     def results(self, root: Path, scale: Scale) -> Results:
@@ -163,7 +171,17 @@ class Study:
         """The measurements that are still to be made; none before every run is finished."""
         if self.measure is None or results.missing:
             return {}
-        return {name: make for name, make in self.measure(results).items() if not results.measured_path(name).exists()}
+        return {name: make for name, make in self.measure(results).items() if not self._has(results, name)}
+
+    def _has(self, results: Results, name: str) -> bool:
+        if not results.measured_path(name).exists():
+            return False
+        return bool(results.measured(name).get(MEASURED_WITH) == self.measured_digest)
+
+    @property
+    def measured_digest(self) -> str:
+        """SHA-256 of :attr:`measured_with`."""
+        return hashlib.sha256(json.dumps(self.measured_with, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def run_grids(
@@ -219,7 +237,7 @@ def measure_missing(study: Study, results: Results, until: float = math.inf) -> 
     for name, make in study.unmeasured(results).items():
         if time.monotonic() >= until:
             return
-        content = json.dumps(make(), indent=1, ensure_ascii=False) + "\n"
+        content = json.dumps(make() | {MEASURED_WITH: study.measured_digest}, indent=1, ensure_ascii=False) + "\n"
         write_atomically(results.measured_path(name), content.encode())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -151,9 +152,29 @@ def test_measurements_wait_for_the_runs_are_kept_and_are_missed(tmp_path: Path) 
     assert content["missing"] == ["measured: two"]
     run_named(study, tmp_path, "smoke", workers=1)
     assert made == ["one", "two", "two"], "only what is missing is made again"
+    other = replace(study, measured_with={"documents": 64})
+    assert conclude(other, tmp_path, "smoke")[0].ours == "2 measurements are missing"
+    run_named(other, tmp_path, "smoke", workers=1)
+    assert made[3:] == ["one", "two"] and not other.unmeasured(results), "what was measured with other settings, too"
+    study = other
     results.measured_path("one").write_text("no JSON")
     with pytest.raises(UsageError, match=r"one\.json: cannot be read"):
         conclude(study, tmp_path, "smoke")
+
+
+def test_an_audit_of_another_fine_tune_than_the_runs_is_refused() -> None:
+    study = script("audit_advice")
+    record: Any = SimpleNamespace(run_id="r", capabilities=[SimpleNamespace(name="a", chance=0.5)])
+    items = [{"a": [1.0] * 9 + [0.0]}, {"a": [1.0] * 7 + [0.0] * 3}]  # .9 and .7 above a chance of .5: half is kept
+
+    def advice(kept: float) -> Any:
+        points = [None, SimpleNamespace(retention=SimpleNamespace(mean=kept))]
+        return SimpleNamespace(capabilities=("a",), points=points)
+
+    study.check_retrained(record, items, advice(0.5))
+    for other in (0.4, float("nan")):
+        with pytest.raises(UsageError, match=r"run r: retains 0\.500, and trained again"):
+            study.check_retrained(record, items, advice(other))
 
 
 def test_adaptation_paths_chooses_as_the_leaderboard_does() -> None:

@@ -35,13 +35,14 @@ class Estimate(_Part):
 
 
 class Agreement(_Part):
-    """Predicted against retrained changes, over fine-tunes.
+    """Predicted against retrained values, over fine-tunes.
 
     Attributes:
-        rank: Spearman's correlation: does the edit tell for which fine-tunes the remedy does much?
+        rank: Partial rank correlation, given the fine-tune's own value: does the edit tell more of what the remedy
+            gives than the fine-tune itself does? (Changes against it share its noise, and correlate without that.)
         error: Mean |predicted − retrained|.
         bias: Mean predicted − retrained; above 0 the edit promises too much.
-        points: Fine-tunes × remedies of this kind.
+        points: Fine-tunes.
     """
 
     rank: Estimate
@@ -50,34 +51,33 @@ class Agreement(_Part):
     points: int
 
 
-class Kind(_Part):
-    """One kind of edit.
+class Remedy(_Part):
+    """One remedy and the edit that stands for it.
 
     Attributes:
-        remedies: What was retrained with.
-        retention: Of the gain in retention over the tuned model, as a share of the base's skill. Of replay, of the fall
-            of the loss on general text, nats per token.
-        own: Of the change of the own task's score, nats per token of its answers; ``None`` of replay, which predicts
-            none.
+        kind: Of the edit.
+        retention: Of retention, as a share of the base's skill. Of replay, of minus the loss on general text, nats per
+            token.
+        own: Of the own task's score, nats per token of its answers; ``None`` of replay, which predicts none.
     """
 
-    remedies: tuple[str, ...]
+    kind: Source
     retention: Agreement
     own: Agreement | None
 
 
 class Reliability(_Part):
-    """All kinds, and where the numbers came from.
+    """All remedies, and where the numbers came from.
 
     Attributes:
-        kinds: By kind of edit.
-        order: Mean over fine-tunes of the rank correlation between the remedies' gains as predicted and as retrained:
-            does the table put the remedies in the right order?
+        remedies: By the mitigation that was retrained with; of some kinds of edit there are several.
+        order: Mean over fine-tunes of the rank correlation between the remedies' retention as predicted and as
+            retrained: does the table put the remedies in the right order?
         fine_tunes, tasks: Number of fine-tunes, and of their tasks, which are what intervals are clustered by.
         provenance: Study, scale, command, model and versions.
     """
 
-    kinds: dict[Source, Kind]
+    remedies: dict[str, Remedy]
     order: Estimate
     fine_tunes: int
     tasks: int
@@ -85,15 +85,19 @@ class Reliability(_Part):
 
     def told(self, kind: Source) -> str:
         """One sentence for beside the advice."""
-        if kind not in self.kinds:
+        found = [self._told(name, one.retention) for name, one in self.remedies.items() if one.kind == kind]
+        if not found:
             return NOT_MEASURED
-        found = self.kinds[kind].retention
-        rank, bias, error = (_shown(each) for each in (found.rank, found.bias, found.error))
         unit = "nats per token" if kind == "replay" else "of the base's skill"
         return (
-            f"against retraining ({'; '.join(self.kinds[kind].remedies)}): rank correlation {rank}, bias {bias} and "
-            f"mean error {error} {unit}, over {self.fine_tunes} fine-tunes of {self.tasks} tasks of the embedded world"
+            f"against retraining, {'; '.join(found)} ({unit}; the correlation is what the edit tells beyond the "
+            f"fine-tune's own value), over {self.fine_tunes} fine-tunes of {self.tasks} tasks of the embedded world"
         )
+
+    @staticmethod
+    def _told(name: str, found: Agreement) -> str:
+        rank, bias, error = (_shown(each) for each in (found.rank, found.bias, found.error))
+        return f"{name}: partial rank correlation {rank}, bias {bias}, mean error {error}"
 
 
 def told(kind: Source, reliability: Reliability | None) -> str:
@@ -136,16 +140,19 @@ def save_reliability(reliability: Reliability, path: Path = PATH) -> None:
     write_atomically(path, content.encode())
 
 
-def agreement(predicted: Sequence[float], retrained: Sequence[float], clusters: Sequence[str]) -> Agreement:
-    """Compare predicted with retrained changes.
+def agreement(
+    predicted: Sequence[float], retrained: Sequence[float], tuned: Sequence[float], clusters: Sequence[str]
+) -> Agreement:
+    """Compare predicted with retrained values.
 
-    Error and bias have cluster-robust t intervals. Spearman's correlation has that of the delete-one-cluster jackknife,
-    cut to [−1, 1]: with θ_g the correlation without cluster g of G, error² = (G−1)/G Σ (θ_g − mean)², and Student's t
-    with G − 1 degrees of freedom (Efron & Tibshirani 1993, ch. 11).
+    Error and bias have cluster-robust t intervals. The partial rank correlation has that of the delete-one-cluster
+    jackknife, cut to [−1, 1]: with θ_g the correlation without cluster g of G, error² = (G−1)/G Σ (θ_g − mean)², and
+    Student's t with G − 1 degrees of freedom (Efron & Tibshirani 1993, ch. 11).
 
     Args:
-        predicted: n changes.
+        predicted: n values (not changes: two changes against the same fine-tune share its noise).
         retrained: The same n, in the same order.
+        tuned: Those of the fine-tunes.
         clusters: What belongs together: the task of each.
 
     Raises:
@@ -155,28 +162,42 @@ def agreement(predicted: Sequence[float], retrained: Sequence[float], clusters: 
     from forgetting.analysis.stats import item_interval
 
     gaps = -differences(predicted, retrained)
+    differences(predicted, tuned)  # as many
     labels = np.asarray(clusters)
     bias, error = (item_interval(values, clusters=labels) for values in (gaps, np.abs(gaps)))
+    x, y, given = (np.asarray(values, float) for values in (predicted, retrained, tuned))
     return Agreement(
-        rank=jackknifed(np.asarray(predicted, float), np.asarray(retrained, float), labels),
+        rank=jackknifed(x, y, given, labels),
         error=estimate(error.mean, error.low, error.high),
         bias=estimate(bias.mean, bias.low, bias.high),
         points=gaps.size,
     )
 
 
-def jackknifed(x: NDArray[np.float64], y: NDArray[np.float64], labels: NDArray[Any]) -> Estimate:
-    """Spearman's correlation with its cluster-jackknife interval; see :func:`agreement`."""
+def partial_rank(x: NDArray[np.float64], y: NDArray[np.float64], given: NDArray[np.float64]) -> float:
+    """Spearman's correlation of x and y with ``given`` held: (r_xy − r_xz r_yz) / √((1 − r_xz²)(1 − r_yz²)).
+
+    Kendall & Stuart's partial correlation of the ranks. NaN for fewer than four values, where one does not vary, and
+    where the ranks of x or of y are those of ``given``: nothing is left to correlate.
+    """
     from scipy import stats
 
-    def rank(rows: NDArray[np.bool_]) -> float:
-        if rows.sum() < 3 or np.ptp(x[rows]) == 0 or np.ptp(y[rows]) == 0:
-            return float("nan")
-        return float(stats.spearmanr(x[rows], y[rows]).statistic)
+    if x.size < 4 or any(np.ptp(values) == 0 for values in (x, y, given)):
+        return float("nan")
+    xy, xz, yz = (float(stats.spearmanr(*pair).statistic) for pair in ((x, y), (x, given), (y, given)))
+    left = (1 - xz**2) * (1 - yz**2)
+    return float("nan") if left < 1e-12 else (xy - xz * yz) / float(np.sqrt(left))
 
-    whole = rank(np.ones(x.size, bool))
+
+def jackknifed(
+    x: NDArray[np.float64], y: NDArray[np.float64], given: NDArray[np.float64], labels: NDArray[Any]
+) -> Estimate:
+    """:func:`partial_rank` with its cluster-jackknife interval; see :func:`agreement`."""
+    from scipy import stats
+
+    whole = partial_rank(x, y, given)
     groups = np.unique(labels)
-    without = np.array([rank(labels != group) for group in groups])
+    without = np.array([partial_rank(*(values[labels != group] for values in (x, y, given))) for group in groups])
     if groups.size < 3 or np.isnan(without).any():
         return estimate(whole)
     error = float(np.sqrt((groups.size - 1) / groups.size * ((without - without.mean()) ** 2).sum()))

@@ -107,7 +107,8 @@ def _drift(drift: Mapping[str, Any]) -> Section:
         tables.append(_layers(weights))
         if weights["predicted_kl"] is not None:
             leads.append(
-                f"½ΔθᵀFΔθ, F the diagonal of the base's Fisher information, foretells a KL of {number(weights['predicted_kl'], 4)} nats per token on general text; "
+                f"½ΔθᵀFΔθ, F the diagonal of the base's Fisher information, foretells a KL of "
+                f"{number(weights['predicted_kl'], 4)} nats per token on general text; "
                 f"measured: {_number(weights['measured_kl'], 4)}."
             )
     return Section("drift", "Drift", " ".join(leads), tables, bars)
