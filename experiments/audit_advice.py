@@ -244,8 +244,8 @@ def agreements(frame: pd.DataFrame) -> dict[str, Remedy]:
     """The agreement with retraining of every remedy of which there are runs."""
 
     def of(part: pd.DataFrame, measure: str) -> Agreement:
-        columns = (list(part[f"{whose}_{measure}"]) for whose in ("predicted", "retrained", "tuned"))
-        return agreement(*columns, clusters=list(part["task"]))
+        predicted, retrained, tuned = (list(part[f"{w}_{measure}"]) for w in ("predicted", "retrained", "tuned"))
+        return agreement(predicted, retrained, tuned, list(part["task"]))
 
     found = {}
     for remedy in ASKED:

@@ -177,6 +177,25 @@ def test_an_audit_of_another_fine_tune_than_the_runs_is_refused() -> None:
             study.check_retrained(record, items, advice(other))
 
 
+def test_advice_is_compared_with_retraining_by_remedy() -> None:
+    study = script("audit_advice")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(20):
+        tuned = rng.random(2)
+        for remedy in study.ASKED:
+            kind = "replay" if remedy == study.REPLAY else study.EDITS[remedy].kind
+            names = [f"{whose}_{m}" for whose in ("predicted", "retrained") for m in ("retention", "own")]
+            values = dict(zip(names, rng.random(4), strict=True))
+            values |= {"tuned_retention": tuned[0], "tuned_own": tuned[1]}
+            rows.append({"fine_tune": number, "task": f"task {number % 5}", "remedy": remedy, "kind": kind, **values})
+    found = study.agreements(pd.DataFrame(rows))
+    assert list(found) == list(study.ASKED) == [claim.key for claim in study.CLAIMS[:-1]]
+    assert [one.kind for one in found.values()].count("revert") == 2 and found[study.REPLAY].own is None
+    assert all(one.retention.points == 20 for one in found.values())
+    assert study.STUDY.measured_digest != replace(study.STUDY, measured_with={}).measured_digest
+
+
 def test_adaptation_paths_chooses_as_the_leaderboard_does() -> None:
     leaderboard = script("leaderboard")
     paths = script("adaptation_paths")
