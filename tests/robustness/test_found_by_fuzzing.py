@@ -136,7 +136,8 @@ def test_a_fisher_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x1f\x8b", b"text", gzip.compress(b"[1]"), gzip.compress(b'{"R": [], "G": [{}]}')]
+    "content",
+    [b"\x1f\x8b", b"text", gzip.compress(b"[1]", mtime=0), gzip.compress(b'{"R": [], "G": [{}]}', mtime=0)],
 )
 def test_damaged_items(tmp_path: Path, content: bytes) -> None:
     store = write_study(tmp_path / "s", mitigations=["naive"], seeds=[0])
