@@ -20,7 +20,6 @@ by task (five: few).
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -135,17 +134,13 @@ def audit(record: RunRecord, folder: Path) -> dict[str, Any]:
     from forgetting.audit.weights import general_fisher
     from forgetting.evaluation.scores import TaskScorer
     from forgetting.evaluation.suite import Suite
-    from forgetting.mitigations import build_mitigation
     from forgetting.results import ResultStore
-    from forgetting.run import prepare, run_context, train_task
+    from forgetting.run import fine_tuned
     from forgetting.tasks.encode import encode_texts
     from forgetting.trainer import padded_batches
 
     config = record.config
-    setting = prepare(config, ResultStore(folder))
-    mitigation = build_mitigation(NAIVE)
-    model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(config, setting))
-    model, _ = train_task(config, setting, mitigation, model, 0, lambda step, steps: None)
+    setting, model = fine_tuned(config, ResultStore(folder))
     task, tokenizer = setting.sequence.tasks[0], setting.base.tokenizer
     documents, length = setting.pretraining.train[:DOCUMENTS], config.pretraining.max_length
     suite, batch_size = setting.evaluator.capabilities, config.evaluation.batch_size

@@ -14,7 +14,6 @@ It writes the fine-tunes to ``build/audit``, and verdict, items, report, card an
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -26,10 +25,9 @@ from forgetting.audit.schema import Settings
 from forgetting.audit.write import write_audit
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.evaluation.suite import load_suite
-from forgetting.mitigations import build_mitigation
 from forgetting.models import load_model
 from forgetting.results import ResultStore
-from forgetting.run import prepare, run_context, train_task
+from forgetting.run import fine_tuned
 
 MITIGATIONS = {"naive": "naive", "lora": "lora:r=8,lr_factor=10"}
 TESTED = 300
@@ -58,10 +56,7 @@ def fine_tune(data: Path, folder: Path) -> Path:
     )
     store = ResultStore.create(folder / "study", study)
     for run, name in zip(study.runs(), MITIGATIONS, strict=True):
-        setting = prepare(run, store)
-        mitigation = build_mitigation(run.mitigation)
-        model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(run, setting))
-        model, _ = train_task(run, setting, mitigation, model, 0, lambda step, steps: None)
+        setting, model = fine_tuned(run, store)
         model.save_pretrained(folder / name)
         setting.base.tokenizer.save_pretrained(folder / name)
     (task,) = setting.sequence.tasks

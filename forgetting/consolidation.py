@@ -9,6 +9,7 @@ from pydantic import Field
 
 from forgetting.errors import UsageError
 from forgetting.mitigations.base import Mitigation, Options, RunContext
+from forgetting.weights import under_prefix, with_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,14 +120,11 @@ class QuadraticMitigation(Mitigation[PenaltyT]):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The penalty."""
-        return {f"penalty.{key}": value for key, value in self.penalty.state_dict().items()}
+        return with_prefix("penalty", self.penalty.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore."""
-        prefix = "penalty."
-        self.penalty.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        )
+        self.penalty.load_state_dict(under_prefix("penalty", state))
 
 
 class LossPath:

@@ -354,3 +354,12 @@ def train_task(
         split_to=trainer.split_to,
     )
     return model, cost
+
+
+def fine_tuned(config: RunConfig, store: ResultStore) -> tuple[Setting, PreTrainedModel]:
+    """Train as a run does on its first task, without measuring or storing anything; the setting, and the model."""
+    setting = prepare(config, store)
+    mitigation = build_mitigation(config.mitigation)
+    model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(config, setting))
+    model, _ = train_task(config, setting, mitigation, model, 0, lambda step, steps: None)
+    return setting, model

@@ -141,7 +141,14 @@ def difference(pair: Pair, level: float) -> Difference:
     """The paired difference tuned − base with its interval over items."""
     if pair.bounded:
         return difference_of(pair.statistics(), level)
-    interval = paired_difference(*pair.outcomes, "items", level, pair.contexts)
+    return difference_of_means(*pair.outcomes, level, pair.contexts)
+
+
+def difference_of_means(
+    base: np.ndarray, tuned: np.ndarray, level: float, contexts: list[str] | None = None
+) -> Difference:
+    """The difference of scores without bounds with its interval."""
+    interval = paired_difference(base, tuned, "items", level, contexts)
     undefined = math.isnan(interval.low)
     return Difference(
         value=interval.mean,

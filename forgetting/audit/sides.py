@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from forgetting.analysis.paired_shares import paired_shares
-from forgetting.analysis.stats import paired_difference
-from forgetting.audit.compare import difference_of
+from forgetting.audit.compare import difference_of, difference_of_means
 from forgetting.audit.load import AuditInput, weights_digest
 from forgetting.audit.schema import Difference, OwnTask, Side
 
@@ -106,11 +104,4 @@ def _own_difference(before: np.ndarray, after: np.ndarray, level: float) -> Diff
     both = np.concatenate([before, after])
     if ((both >= 0) & (both <= 1)).all():
         return difference_of(paired_shares(before, after), level)
-    interval = paired_difference(before, after, "items", level)
-    undefined = math.isnan(interval.low)
-    return Difference(
-        value=interval.mean,
-        low=None if undefined else interval.low,
-        high=None if undefined else interval.high,
-        method=interval.method,
-    )
+    return difference_of_means(before, after, level)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from forgetting.errors import UsageError
+from forgetting.weights import under_prefix, with_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -332,24 +333,20 @@ class Compose(Mitigation[Options]):
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See Mitigation."""
-        return {f"{i}.{key}": value for i, part in enumerate(self.parts) for key, value in part.state_dict().items()}
+        states = (with_prefix(str(i), part.state_dict()) for i, part in enumerate(self.parts))
+        return {key: value for state in states for key, value in state.items()}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """See Mitigation."""
         for i, part in enumerate(self.parts):
-            prefix = f"{i}."
-            part.load_state_dict(
-                {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            )
+            part.load_state_dict(under_prefix(str(i), state))
 
     def task_state(self) -> dict[str, torch.Tensor]:
         """See Mitigation."""
-        return {f"{i}.{key}": value for i, part in enumerate(self.parts) for key, value in part.task_state().items()}
+        states = (with_prefix(str(i), part.task_state()) for i, part in enumerate(self.parts))
+        return {key: value for state in states for key, value in state.items()}
 
     def load_task_state(self, state: dict[str, torch.Tensor]) -> None:
         """See Mitigation."""
         for i, part in enumerate(self.parts):
-            prefix = f"{i}."
-            part.load_task_state(
-                {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            )
+            part.load_task_state(under_prefix(str(i), state))

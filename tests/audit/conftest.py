@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.mitigations import build_mitigation
 from forgetting.results import ResultStore
-from forgetting.run import prepare, run_context, train_task
+from forgetting.run import fine_tuned
 
 REPLAY = "replay:fraction=0.5"
 
@@ -39,10 +37,7 @@ def fine_tunes(tmp_path_factory: pytest.TempPathFactory) -> FineTunes:
     )
     store = ResultStore.create(folder / "study", study)
     for run, name in zip(study.runs(), ("naive", "replay"), strict=True):
-        setting = prepare(run, store)
-        mitigation = build_mitigation(run.mitigation)
-        model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(run, setting))
-        model, _ = train_task(run, setting, mitigation, model, 0, lambda step, steps: None)
+        setting, model = fine_tuned(run, store)
         model.save_pretrained(folder / name)
         setting.base.tokenizer.save_pretrained(folder / name)
     (task,) = setting.sequence.tasks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -11,9 +10,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forgetting.config import EvaluationConfig, PretrainingConfig, RunConfig, SequenceConfig, TrainingConfig
-from forgetting.mitigations import build_mitigation
 from forgetting.results import ResultStore
-from forgetting.run import prepare, run_context, train_task
+from forgetting.run import fine_tuned
 from forgetting.tasks.task import Task
 
 
@@ -39,10 +37,7 @@ def tuned_micro() -> Tuned:
         pretraining=PretrainingConfig(documents=40, held_out_documents=40),
     )
     with tempfile.TemporaryDirectory() as folder:
-        setting = prepare(config, ResultStore(Path(folder)))
-        mitigation = build_mitigation("naive")
-        model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(config, setting))
-        model, _ = train_task(config, setting, mitigation, model, 0, lambda step, steps: None)
+        setting, model = fine_tuned(config, ResultStore(Path(folder)))
     return Tuned(
         setting.base.model,
         model,
