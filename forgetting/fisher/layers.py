@@ -108,51 +108,6 @@ def embedding(module: nn.Module, capture: Capture) -> Forward:
     return forward
 
 
-class _LayerNorm(torch.autograd.Function):
-    """y = n(x)∘w + b over the last dimension."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, anchor: Tensor, on_backward: Backward
-    ) -> Tensor:
-        y, mean, inverse = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, mean, inverse)
-        ctx.on_backward = on_backward
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, bias, mean, inverse = ctx.saved_tensors
-        (g,) = grads
-        ctx.on_backward(((x - mean) * inverse).to(g.dtype), g)
-        gx, _, _ = torch.ops.aten.native_layer_norm_backward(
-            g, x, weight.shape, mean, inverse, weight, bias, [True, False, False]
-        )
-        return gx, None, None, None, None, None
-
-
-def layer_norm(module: nn.Module, capture: Capture) -> Forward:
-    """nn.LayerNorm over the last dimension."""
-    assert isinstance(module, nn.LayerNorm)
-    weight, bias, where = capture.name(module, "weight"), capture.name(module, "bias"), capture.module_name(module)
-    if len(module.normalized_shape) != 1:
-        raise ValueError(f"{where}: LayerNorm over {len(module.normalized_shape)} dimensions has no rule")
-
-    def on_backward(normalised: Tensor, g: Tensor) -> None:
-        spans = capture.examples.of(g.shape[:-1], where)
-        if weight is not None:
-            capture.record(weight, Sums((normalised * g).flatten(0, -2), spans))
-        if bias is not None:
-            capture.record(bias, Sums(g.reshape(-1, g.shape[-1]), spans))
-
-    def forward(input: Tensor) -> Tensor:
-        capture.called(weight, bias)
-        vector = None if module.bias is None else module.bias.detach()
-        return _LayerNorm.apply(input, module.weight.detach(), vector, module.eps, capture.anchor, on_backward)
-
-    return forward
-
-
 class Expand(torch.autograd.Function):
     """A parameter, broadcast to the shape in which it meets the data: its gradient there is one per token."""
 
@@ -180,35 +135,6 @@ def substituted(module: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
         for name, parameter in originals.items():
             del module.__dict__[name]
             module._parameters[name] = parameter
-
-
-def scale_norm(module: nn.Module, capture: Capture, original: Forward | None = None) -> Forward:
-    """The RMSNorms of transformers: any arithmetic, in which the weight (D,) meets x (..., D) elementwise."""
-    weight, where = capture.name(module, "weight"), capture.module_name(module)
-    compute = original or module.forward
-
-    def on_backward(g: Tensor) -> None:
-        assert weight is not None
-        spans = capture.examples.of(g.shape[:-1], where)
-        capture.record(weight, Sums(g.reshape(-1, g.shape[-1]), spans))
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        capture.called(weight)
-        wide = Expand.apply(module.weight.detach(), hidden_states.shape, capture.anchor, on_backward)  # type: ignore[operator]
-        with substituted(module, {"weight": wide}):
-            return compute(hidden_states)
-
-    return forward
-
-
-def root_mean_square_norm(module: nn.Module, capture: Capture) -> Forward:
-    """nn.RMSNorm, whose fused form takes no weight per token."""
-    assert isinstance(module, nn.RMSNorm)
-
-    def unfused(x: Tensor) -> Tensor:
-        return functional.rms_norm(x, module.normalized_shape, None, module.eps) * module.weight
-
-    return scale_norm(module, capture, unfused)
 
 
 def relative_bias(module: nn.Module, capture: Capture) -> Forward:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from forgetting.fisher.layers import Forward, embedding, layer_norm, linear, root_mean_square_norm, scale_norm
+from forgetting.fisher.layers import Forward, embedding, linear
+from forgetting.fisher.norms import (
+    is_written_out,
+    layer_norm,
+    root_mean_square_norm,
+    scale_norm,
+    written_out_norm,
+)
 from forgetting.fisher.vision import batch_norm, convolution, patch_embeddings
 
 if TYPE_CHECKING:
@@ -45,5 +52,5 @@ def rule_for(module: nn.Module) -> tuple[Rule, tuple[str, ...]] | None:
         return _IN_TRANSFORMERS[kind.__name__], _PATCHES if kind.__name__ == "ViTEmbeddings" else ("weight", "bias")
     own = [name for name, _ in module.named_parameters(recurse=False)]
     if kind.__name__.endswith(("RMSNorm", "T5LayerNorm")) and own == ["weight"]:
-        return scale_norm, ("weight",)
+        return written_out_norm if is_written_out(module) else scale_norm, ("weight",)
     return None

@@ -135,29 +135,29 @@ def loop_product_squares(total: Tensor, uses: Sequence[Product]) -> None:
         dtype = compute_dtype(uses[0].G)
         total.add_(uses[0].G.to(dtype).square().T @ uses[0].A.to(dtype).square())
         return
-    pairs = [(_by_example(use.G, use.spans), _by_example(use.A, use.spans)) for use in uses]
+    (lefts, rights), *others = [(_by_example(use.G, use.spans, True), _by_example(use.A, use.spans)) for use in uses]
     O, I = total.shape  # noqa: E741
     step = max(1, TILE // I) if total.device.type == "cpu" else O
-    buffer = torch.empty(min(step, O), I, dtype=pairs[0][0][0].dtype, device=total.device)
+    buffer = torch.empty(min(step, O), I, dtype=rights[0].dtype, device=total.device)
     for begin in range(0, O, step):
         tile = total[begin : begin + step]
         product = buffer[: len(tile)]
-        for examples in zip(*(zip(G, A, strict=True) for G, A in pairs), strict=True):
-            for use, (g, a) in enumerate(examples):
-                left = g.T if step >= O else g[:, begin : begin + step].T
-                if use == 0:
-                    torch.mm(left, a, out=product)
-                else:
-                    product.addmm_(left, a)
+        part = slice(begin, begin + step) if step < O else None
+        for index, (left, right) in enumerate(zip(lefts, rights, strict=True)):
+            torch.mm(left if part is None else left[part], right, out=product)
+            for more_lefts, more_rights in others:
+                more = more_lefts[index]
+                product.addmm_(more if part is None else more[part], more_rights[index])
             tile.addcmul_(product, product)
 
 
-def _by_example(values: Tensor, spans: Spans) -> Sequence[Tensor]:
-    """(tokens, D) of each example."""
+def _by_example(values: Tensor, spans: Spans, transposed: bool = False) -> Sequence[Tensor]:
+    """(tokens, D) of each example, or (D, tokens)."""
     values = values.to(compute_dtype(values))
     if spans.length is not None:
-        return values.view(len(spans), spans.length, -1).unbind(0)
-    return [values[span] for span in spans]
+        examples = values.view(len(spans), spans.length, -1)
+        return (examples.mT if transposed else examples).unbind(0)
+    return [values[span].T if transposed else values[span] for span in spans]
 
 
 def _add_tables(total: Tensor, tables: Sequence[Rows], matrices: Sequence[Product]) -> None:
