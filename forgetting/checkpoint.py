@@ -4,7 +4,8 @@ Every checkpoint is a folder of safetensors and JSON with a manifest of its file
 under a temporary name, flushed (files and folder) and renamed; what does not agree with its manifest is torn, and the
 one before it is used. A run's folder has
 
-    row-<r>                 model and mitigation after the first r tasks; the last two are kept
+    row-<r>                 model and mitigation after the first r tasks; the last two are kept. Where processes divide
+                            a model among them (FSDP2), each has its files, model-<i>-of-<n>, and reads them again
     row-<r>-step-<s>        the next task's training after s steps (``forgetting.training_state``); the last two
 """
 
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forgetting.distributed import is_main
+from forgetting.distributed import barrier, is_main, sharded
 from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,12 +66,13 @@ class Interval:
             self.steps = int(match[1])
 
 
-def write_checkpoint(target: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
+def write_checkpoint(target: Path, files: Mapping[str, Callable[[Path], None]], *, shared: bool = False) -> None:
     """Write a folder of files and their manifest: the folder is there whole, or not at all.
 
     Args:
         target: The folder; one of that name is replaced.
         files: By name, functions that write them.
+        shared: Whether every process calls this, each with files of its own, on one file system.
 
     Raises:
         UsageError: if it cannot be written (read-only, full).
@@ -78,19 +80,25 @@ def write_checkpoint(target: Path, files: Mapping[str, Callable[[Path], None]]) 
     from safetensors import SafetensorError
 
     temporary = target.with_name(f".{target.name}.tmp")
+    wait: Callable[[], None] = barrier if shared else lambda: None
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        if is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        wait()
         for name, write in files.items():
             write(temporary / name)
-        listed = {name: _describe(temporary / name) for name in files}
-        (temporary / MANIFEST).write_text(json.dumps({"files": listed}, indent=1))
-        for name in (*files, MANIFEST):
             flush(temporary / name)
-        flush(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(temporary, target)
-        flush(target.parent)
+        wait()
+        if is_main():
+            listed = {file.name: _describe(file) for file in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps({"files": listed}, indent=1))
+            flush(temporary / MANIFEST)
+            flush(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(temporary, target)
+            flush(target.parent)
+        wait()
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UsageError(
@@ -162,6 +170,9 @@ def save_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: 
     """
     from safetensors.torch import save_model
 
+    if sharded():
+        _save_shards(row_path(folder, row), model, mitigation)
+        return
     if not is_main():
         return
     state = mitigation.state_dict()
@@ -174,7 +185,18 @@ def save_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: 
     )
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _save_shards(target: Path, model: PreTrainedModel, mitigation: Mitigation) -> None:
+    from forgetting.sharding import held, part_name
+
+    parts = {"model": held(dict(model.named_parameters())), "mitigation": held(mitigation.state_dict())}
+    writers = {
+        part_name(stem): lambda path, part=part: save_tensors(path, *part)  # type: ignore[misc]
+        for stem, part in parts.items()
+    }
+    write_checkpoint(target, writers, shared=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
     """Write tensors by name; those that are parts of others, or share memory, are copied first."""
     from safetensors.torch import save_file
 
@@ -186,7 +208,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             value = value.clone()
         seen.add(value.data_ptr())
         own[name] = value
-    save_file(own, path)
+    save_file(own, path, metadata=dict(about) if about else None)
 
 
 def drop_older(folder: Path, row: int) -> None:
@@ -226,6 +248,34 @@ def load_checkpoint(folder: Path, row: int, model: PreTrainedModel, mitigation: 
     """Load what :func:`save_checkpoint` wrote for ``row`` into a model and mitigation that were set up."""
     from safetensors.torch import load_file, load_model
 
+    if sharded():
+        _load_shards(row_path(folder, row), model, mitigation)
+        return
+    if not (row_path(folder, row) / "model.safetensors").is_file():
+        raise UsageError(
+            f"checkpoint {str(row_path(folder, row))!r}: was written under FSDP, in shards; resume as it was launched"
+        )
     device = str(next(model.parameters()).device)
     load_model(model, str(row_path(folder, row) / "model.safetensors"), device=device)
     mitigation.load_state_dict(load_file(row_path(folder, row) / "mitigation.safetensors", device=device))
+
+
+def _load_shards(checkpoint: Path, model: PreTrainedModel, mitigation: Mitigation) -> None:
+    from safetensors import safe_open
+
+    from forgetting.fisher.shards import local
+    from forgetting.sharding import part_name, together
+
+    read: dict[str, dict[str, Tensor]] = {}
+    for stem in ("model", "mitigation"):
+        if not (path := checkpoint / part_name(stem)).is_file():
+            raise UsageError(
+                f"checkpoint {str(checkpoint)!r}: has no {path.name}; resume with as many processes as it was "
+                "written by, under FSDP if it was"
+            )
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            read[stem] = together(tensors, file.metadata())
+    for name, parameter in model.named_parameters():
+        local(parameter.data).copy_(local(read["model"][name]))
+    mitigation.load_state_dict(read["mitigation"])

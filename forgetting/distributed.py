@@ -3,6 +3,9 @@
 The processes share one training batch and one result store. Every process plans, evaluates and consolidates alike, on
 the same data, so that all decide the same; only the first prints and writes. What is trained on does not depend on
 their number: ``batch_size`` counts the sequences of all of them together.
+
+Each process has the whole model (DDP), or, where accelerate is set up for FSDP2, a part of every weight
+(``forgetting.sharding``).
 """
 
 from __future__ import annotations
@@ -47,12 +50,50 @@ def is_main() -> bool:
     return rank() == 0
 
 
+FSDP2 = {
+    "FSDP_VERSION": ("2", "1", "the first version flattens the weights, and no shard of a Fisher information fits"),
+    "FSDP_RESHARD_AFTER_FORWARD": ("true", "true", "between two passes no process holds the whole"),
+    "FSDP_AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP", "TRANSFORMER_BASED_WRAP", "a block is gathered at a time"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "false", "shards stay on their device"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "false", "give training.gradient_checkpointing instead"),
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("false", "false", "each process reads the model and keeps its part"),
+}
+"""Of accelerate's settings for FSDP, in its names of environment variables: what is needed, its default, and why."""
+
+
+def sharded() -> bool:
+    """Whether the processes divide the model's weights among them (accelerate's FSDP) instead of copying them."""
+    return world_size() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _check_layout() -> None:
+    for name, (needed, default, why) in FSDP2.items():
+        if (given := os.environ.get(name, default)).lower() != needed.lower():
+            raise UsageError(f"accelerate: {name} = {given!r}: give {needed}: {why}")
+
+
+@contextmanager
+def accelerate_unaware() -> Iterator[None]:
+    """Within, accelerate does not see that it is set up for FSDP: the model is sharded when it comes to accelerate.
+
+    On CPUs it would leave the setting out of account, and train with DDP.
+    """
+    if not sharded():
+        yield
+        return
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    try:
+        yield
+    finally:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+
+
 def begin() -> None:
     """Join the other processes (gloo on CPUs, NCCL on GPUs) and take a GPU of one's own; nothing where there is one."""
     if world_size() == 1:
         return
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise UsageError("accelerate: FSDP is not supported, since mitigations hold whole weights; launch without it")
+    if sharded():
+        _check_layout()
     import torch
     from accelerate import PartialState
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from forgetting.distributed import sharded
 from forgetting.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -247,8 +248,9 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
         raise UsageError(
             f"model {name!r}: {len(missing)} weights are missing from its files ({missing[0]}); download it again"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).eval()
+    if not sharded():  # a sharded one is moved part by part
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval()
     return LoadedModel(name, model, tokenizer, family, trust_remote_code)
 
 

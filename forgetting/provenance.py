@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from forgetting.distributed import sharded, world_size
+
 LIBRARIES = (
     "torch",
     "transformers",
@@ -79,6 +81,13 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
+def processes() -> dict[str, Any]:
+    """Of several processes that train one model: how many, and what of the weights each has; nothing of one."""
+    if world_size() == 1:
+        return {}
+    return {"processes": {"number": world_size(), "weights": "sharded (FSDP2)" if sharded() else "replicated (DDP)"}}
+
+
 def provenance(notes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Everything that is needed to tell where a number was made.
 
@@ -95,6 +104,7 @@ def provenance(notes: dict[str, Any] | None = None) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if cuda else None,
+            **processes(),
         },
         "pretraining_text": notes or {},
     }

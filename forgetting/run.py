@@ -27,7 +27,15 @@ from forgetting.checkpoint import (
     save_checkpoint,
 )
 from forgetting.config import RunConfig
-from forgetting.distributed import barrier, begin, check_shareable, main_first, own_randomness, world_size
+from forgetting.distributed import (
+    barrier,
+    begin,
+    check_shareable,
+    main_first,
+    own_randomness,
+    sharded,
+    world_size,
+)
 from forgetting.errors import RunFailed, UsageError
 from forgetting.evaluation.evaluator import Evaluator
 from forgetting.families import FAMILIES
@@ -36,6 +44,7 @@ from forgetting.models import LoadedModel, load_model
 from forgetting.out_of_memory import is_device_failure, is_out_of_memory
 from forgetting.provenance import peak_memory_bytes, provenance
 from forgetting.results import Cost, Items, ResultStore, RunRecord, TaskCost, TaskInfo
+from forgetting.sharding import finite, shard
 from forgetting.tasks.encode import ExampleDataset, pack
 from forgetting.tasks.pretraining import PretrainingText
 from forgetting.tasks.sequence import load_sequence
@@ -60,11 +69,17 @@ class Setting:
     family: Family
     pretraining: PretrainingText
     evaluator: Evaluator
+    another: Callable[[], PreTrainedModel] | None = None
+    """Makes copies of a pretrained model that is sharded."""
 
     @property
     def base(self) -> LoadedModel:
         """The pretrained model, as it is trained and scored."""
         return self.family.base
+
+    def pretrained(self) -> PreTrainedModel:
+        """A copy of the pretrained model, to be trained."""
+        return copy.deepcopy(self.base.model) if self.another is None else self.another()
 
     @property
     def sequence(self) -> Sequence:
@@ -84,13 +99,14 @@ class Setting:
 def _setting(shared: str, cache_dir: Path) -> Setting:
     config = RunConfig.model_validate_json(shared)
     loaded = load_model(config.model, trust_remote_code=config.trust_remote_code)
+    another = shard(loaded) if sharded() else None
     sequence = load_sequence(config.sequence)
     family = FAMILIES.get(loaded.family)(loaded, sequence, config.sequence.scenario)
     if config.training.packing and loaded.family != "decoder":
         raise UsageError(f"training.packing: is for decoders, and model {config.model!r} is none; leave it out")
     pretraining = family.pretraining(config.pretraining, cache_dir)
     evaluator = Evaluator(family, config.evaluation, pretraining, config.training.max_length)
-    return Setting(family, pretraining, evaluator)
+    return Setting(family, pretraining, evaluator, another)
 
 
 def prepare(config: RunConfig, store: ResultStore) -> Setting:
@@ -175,7 +191,7 @@ def run_sequence(
             progress(config.run_id, 0.0, "base model")
             finish_row(setting.evaluator.base_row())
         begun = time.perf_counter()
-        model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(config, setting))
+        model = mitigation.setup(setting.pretrained(), run_context(config, setting))
         record.cost.setup_seconds = time.perf_counter() - begun
         checkpoints = store.checkpoint_path(config.run_id)
         done = latest_row(checkpoints, len(record.rows) - 1)
@@ -194,7 +210,7 @@ def run_sequence(
 
             saving = TaskCheckpoints(checkpoints, position, interval)
             model, cost = train_task(config, setting, mitigation, model, position, on_step, checkpoints=saving)
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+            if not finite(model):
                 raise RunFailed(f"weights are not finite after task {task.name!r}; lower the learning rate")
             record.cost.tasks.append(cost)
             record.cost.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -360,6 +376,6 @@ def fine_tuned(config: RunConfig, store: ResultStore) -> tuple[Setting, PreTrain
     """Train as a run does on its first task, without measuring or storing anything; the setting, and the model."""
     setting = prepare(config, store)
     mitigation = build_mitigation(config.mitigation)
-    model = mitigation.setup(copy.deepcopy(setting.base.model), run_context(config, setting))
+    model = mitigation.setup(setting.pretrained(), run_context(config, setting))
     model, _ = train_task(config, setting, mitigation, model, 0, lambda step, steps: None)
     return setting, model

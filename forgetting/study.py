@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from forgetting import interruption
 from forgetting.checkpoint import EVERY, Interval
 from forgetting.config import RunConfig, StudyConfig
-from forgetting.distributed import is_main, world_size
+from forgetting.distributed import is_main, sharded, world_size
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.lock import StudyLock
 from forgetting.mitigations import build_mitigation
@@ -136,8 +136,10 @@ def plan_study(config: StudyConfig, folder: Path | str) -> Plan:
         if (family := setting.base.family) not in mitigation.families:
             works = f"works on {', '.join(mitigation.families)}" if mitigation.families else "its parts share no family"
             raise UsageError(f"mitigation {text!r}: {works}, and model {config.model!r} is of family {family}")
-        if mitigation.one_process and world_size() > 1:
-            raise UsageError(f"mitigation {text!r}: trains in one process only, and {world_size()} were started")
+        if world_size() > 1:
+            from forgetting.sharding import check_supported
+
+            check_supported(text, mitigation, divided=sharded())
         mitigation.check_model(setting.base.model)
         mitigation.check_training(setting.base.model, config.training)
     tasks = setting.sequence.tasks

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from forgetting import interruption, training_state
-from forgetting.distributed import NOBODY, Share, StandIns, rank, total, world_size
+from forgetting.distributed import NOBODY, Share, StandIns, accelerate_unaware, rank, total, world_size
 from forgetting.errors import RunFailed, UsageError
 from forgetting.mitigations.base import Mitigation
 from forgetting.out_of_memory import free, in_parts, is_out_of_memory, predicted, why_whole
@@ -189,6 +189,11 @@ class ContinualTrainer(Trainer):
             callbacks=[_Hooks(self, on_step), *(callbacks or []), _Saver(self)],
         )
         self.remove_callback(PrinterCallback)  # it prints a line per task among the study's progress
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """A sharded model is not accelerate's to shard."""
+        with accelerate_unaware():
+            super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, with the mitigation's multiples of the learning rate."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from forgetting.distributed import total
 from forgetting.errors import UsageError
 from forgetting.evaluation.encoding import encode_pairs, encode_texts
 from forgetting.evaluation.likelihood import evaluating
+from forgetting.fisher.shards import local, mesh_of
 from forgetting.models import layer_name, logits_before
 from forgetting.results import TextDrift
 
@@ -244,6 +246,9 @@ def weight_change(base_model: PreTrainedModel, model: PreTrainedModel) -> dict[s
         change = (tuned - reference).square().sum().item()
         before = squares.get(layer, (0.0, 0.0))
         squares[layer] = before[0] + change, before[1] + reference.square().sum().item()
+    if mesh_of(base_model.parameters()) is not None:
+        summed = total(torch.tensor(list(squares.values()), dtype=torch.float64)).tolist()
+        squares = {layer: (change, norm) for layer, (change, norm) in zip(squares, summed, strict=True)}
     return {
         layer: math.sqrt(change / norm) if norm else (math.inf if change else 0.0)
         for layer, (change, norm) in squares.items()
@@ -262,7 +267,11 @@ def fisher_distance(base_model: PreTrainedModel, model: PreTrainedModel, fisher:
     before, after = {}, {}
     for name, _, reference, tuned in compared_weights(base_model, model):
         before[name], after[name] = reference, tuned
-    return second_order_rise(before, after, fisher).per_token
+    if mesh_of(base_model.parameters()) is None:
+        return second_order_rise(before, after, fisher).per_token
+    held = replace(fisher, values={name: local(value) for name, value in fisher.values.items()})
+    own = second_order_rise(before, after, held).per_token
+    return float(total(torch.tensor(own, dtype=torch.float64)))
 
 
 def compared_weights(
@@ -272,7 +281,8 @@ def compared_weights(
 
     Yields:
         Name in the base model, layer (:func:`forgetting.models.layer_name`), base value and tuned value, both in
-        float64 on the base model's device; in the model's order, a tied parameter once.
+        float64 on the base model's device; in the model's order, a tied parameter once. Of sharded models, the rows
+        that this process holds.
     """
     tuned = _effective_weights(model)
     references = {name: (layer_name(name, base, base_model), base) for name, base in base_model.named_parameters()}
@@ -281,7 +291,8 @@ def compared_weights(
             references.setdefault(name, ("head", base))
     for name, (layer, base) in references.items():
         if not name.startswith("heads."):
-            yield name, layer, base.detach().double(), tuned[name].to(base.device).double()
+            reference = local(base.detach())
+            yield name, layer, reference.double(), local(tuned[name]).to(reference.device).double()
 
 
 def _effective_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -147,6 +147,9 @@ class Capture:
                 torch.autograd.backward(logits, gradient, retain_graph=retain_graph)
             for name in list(self._uses):  # a use that the logits do not depend on has no gradient
                 self._tell(name, self._uses.pop(name))
+            for name, parameter in self.parameters.items():
+                if parameter.grad is not None:  # a sharded one is given its gradient past its hooks
+                    _refuse(name)(parameter.grad)
         finally:
             self._backward = self._active = False
             self._uses.clear()
@@ -192,6 +195,8 @@ class Capture:
             parameter.requires_grad_(name in self.parameters)
             if name in self.parameters:
                 self._undo.append(parameter.register_hook(_refuse(name)).remove)
+                self._undo.append(partial(setattr, parameter, "grad", parameter.grad))
+                parameter.grad = None
         # T5's attention broadcasts its bias over the batch: the table's own forward says too little.
         tables = set()
         for module in self._module_names:

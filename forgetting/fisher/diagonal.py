@@ -14,6 +14,7 @@ from forgetting.fisher.capture import Capture, select_parameters
 from forgetting.fisher.engine import Batch, Captured, Draw, Engine, Progress, Totals
 from forgetting.fisher.estimators import ESTIMATORS, Estimator, shifts_labels
 from forgetting.fisher.reference import Autograd, in_float64
+from forgetting.fisher.shards import mesh_of, refuse, scattered, zeros
 from forgetting.fisher.storage import DiagonalFisher
 from forgetting.fisher.uses import ProductSquares, Use, add_squares, loop_product_squares
 
@@ -40,6 +41,11 @@ def diagonal_fisher(
     F = E_x E_y[(∂ log p(y | x) / ∂θ)∘²], where log p of a sequence is the sum over its predicted labels: the unit
     is the sequence, its gradient summed over tokens and then squared (van de Ven 2025, arXiv 2502.11756). The
     result does not depend on how the examples are split into batches.
+
+    A model that is divided among processes (``torch.distributed.fsdp.fully_shard``) stays so: every process calls this
+    with the same batches and computes its own rows of each; a layer's squares are summed over the processes as soon as
+    they are known, each keeping its part (a reduce-scatter). ``values`` are then DTensors, divided as the parameters
+    are. A process never holds more than its own share of the result, and one layer's own summand beside it.
 
     Args:
         model: Any ``nn.Module`` that gives logits (an output with ``logits``, a tuple that begins with them, or a
@@ -73,9 +79,12 @@ def diagonal_fisher(
         ValueError: if an argument is out of range, no parameter is chosen, or no example has a predicted label.
     """
     check_arguments(estimator, samples, max_examples, backend)
+    if backend == "reference" or estimator == "batched":
+        refuse(f"backend {backend!r}, estimator {estimator!r}", model.parameters())
     if backend == "reference":
         model, accumulate_dtype = in_float64(model), torch.float64
     chosen = select_parameters(model, parameters)
+    mesh = mesh_of(chosen.values())
     totals = Totals(chosen, accumulate_dtype)
     shift = shifts_labels(model) if shift_labels is None else shift_labels
     draw = Draw(estimator, samples, generator)
@@ -86,9 +95,12 @@ def diagonal_fisher(
         products = product_squares(backend, next(iter(chosen.values())).device)
 
         def sink(name: str, uses: list[Use]) -> None:
-            add_squares(totals[name], uses, products, positionwise=estimator == "positionwise")
+            total = totals[name] if mesh is None else zeros(chosen[name], accumulate_dtype)
+            add_squares(total, uses, products, positionwise=estimator == "positionwise")
+            if mesh is not None:
+                totals[name].add_(scattered(total, chosen[name]))
 
-        engine = Captured(Capture(model, chosen, sink), draw, shift)
+        engine = Captured(Capture(model, chosen, sink), draw, shift, mesh)
     engine.run(batches, next(iter(chosen.values())), max_examples, progress)
     divisor = engine.units if estimator == "batched" else engine.examples
     return DiagonalFisher(

@@ -15,6 +15,7 @@ from torch.utils import deterministic as settings
 from forgetting.fisher.capture import Capture
 from forgetting.fisher.estimators import Estimator, Targets
 from forgetting.fisher.examples import Examples, examples_of, rows_of
+from forgetting.fisher.shards import share, shares
 
 Batch = Mapping[str, Any] | Sequence[Tensor]
 Progress = Callable[[int, "int | None"], None]
@@ -121,11 +122,16 @@ class Engine(ABC):
 
 
 class Captured(Engine):
-    """One backward pass for all examples of a batch, whose uses of parameters go to the capture's sink."""
+    """One backward pass for all examples of a batch, whose uses of parameters go to the capture's sink.
 
-    def __init__(self, capture: Capture, draw: Draw, shift: bool | None) -> None:
+    Args:
+        mesh: The processes that the model is divided among, if it is. Each is given all batches, counts and draws
+            alike, and computes its own rows of each.
+    """
+
+    def __init__(self, capture: Capture, draw: Draw, shift: bool | None, mesh: Any = None) -> None:
         super().__init__(draw, shift)
-        self.capture = capture
+        self.capture, self.mesh = capture, mesh
 
     def context(self) -> AbstractContextManager[Any]:
         """See Engine."""
@@ -134,7 +140,8 @@ class Captured(Engine):
     def add(self, inputs: dict[str, Any], labels: Tensor, limit: int | None) -> None:
         """See Engine."""
         examples = examples_of(inputs, labels)
-        if examples.rows == examples.width and not examples.packed and examples.rows > 1:
+        computed = {examples.rows} if self.mesh is None else shares(examples.rows, self.mesh)
+        if examples.width in computed and not examples.packed and examples.rows > 1:
             # Rows and tokens could be confused; in two parts there are fewer rows than tokens.
             half, before = examples.rows // 2, self.examples
             for part in (slice(0, half), slice(half, examples.rows)):
@@ -144,6 +151,12 @@ class Captured(Engine):
         targets = self.targets(labels, examples, limit)
         if targets is None:
             return
+        if self.mesh is not None:
+            # Every process takes part in every pass: one without rows of its own computes a row that predicts nothing.
+            own = share(examples.rows, self.mesh)
+            targets, own = targets.rows(own), own if own.start < own.stop else slice(0, 1)
+            inputs, labels = rows_of(inputs, examples.rows, own), labels[own]
+            examples = examples_of(inputs, labels)
         examples = replace(examples, positionwise=self.draw.estimator == "positionwise")
         output = logits(lambda *args, **kwargs: self.capture.forward(examples, *args, **kwargs), inputs)
         for gradient, more in self.draw.backwards(targets, output):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -69,6 +70,7 @@ class Targets:
         self.predicted = [int(flat[span].sum()) for span in ranges]
         """Predicted labels of each example, in order."""
         self._spans = ranges
+        self._drawn = slice(None)
 
     @property
     def examples(self) -> int:
@@ -89,6 +91,17 @@ class Targets:
                 flat[span] = IGNORED
                 self.predicted[i] = 0
             left -= self.predicted[i] > 0
+
+    def rows(self, part: slice) -> Targets:
+        """The targets of some rows, whose labels are drawn as they are in the whole batch; of no row, the first's none.
+
+        Counts stay those of the batch.
+        """
+        own = copy.copy(self)
+        own.labels = self.labels[part] if part.start < part.stop else torch.full_like(self.labels[:1], IGNORED)
+        before = int((self.labels[: part.start] != IGNORED).sum())
+        own._drawn = slice(before, before + int((own.labels != IGNORED).sum()))
+        return own
 
     def output_gradients(
         self, logits: Tensor, estimator: Estimator, samples: int, generator: torch.Generator | None
@@ -135,7 +148,7 @@ class Targets:
             for count in self.predicted
             if count
         ]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1)[:, self._drawn]
 
     def _every_class(self, probabilities: Tensor, chosen: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
         classes = probabilities.shape[-1]

@@ -13,6 +13,7 @@ from forgetting.fisher.diagonal import Backend, check_arguments, product_squares
 from forgetting.fisher.engine import Batch, Captured, Draw, Progress, Totals
 from forgetting.fisher.estimators import Estimator, shifts_labels
 from forgetting.fisher.examples import compute_dtype
+from forgetting.fisher.shards import refuse
 from forgetting.fisher.storage import DiagonalFisher
 from forgetting.fisher.uses import Product, Use, add_squares
 
@@ -107,6 +108,7 @@ def kfac_fisher(
     seen: list[Batch] = []
     start = generator.get_state()
     chosen = select_parameters(model, parameters)
+    refuse("the Kronecker-factored Fisher information", chosen.values())
     shift = shifts_labels(model) if shift_labels is None else shift_labels
     blocks = _blocks(model, chosen, max_size)
     products = product_squares(backend, next(iter(chosen.values())).device)

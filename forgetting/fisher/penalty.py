@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetting.fisher.kronecker import Factor, KroneckerFisher
+from forgetting.fisher.shards import local
 from forgetting.fisher.storage import DiagonalFisher
 
 Convention = Literal["mean", "van_de_ven", "kirkpatrick", "avalanche"]
@@ -64,6 +65,8 @@ def fisher_weight(convention: Convention, examples: int) -> float:
 
 class DiagonalPenalty:
     """All diagonal penalties as one quadratic: Σ F_i and Σ F_i θ_i; nothing grows with the number of tasks.
+
+    Of a sharded model the sums are divided as its parameters are, and each process moves its own rows.
 
     Args:
         online: Schwarz et al. 2018 (arXiv 1805.06370): F ← decay · F + F_i, around the latest weights alone;
@@ -111,23 +114,29 @@ class DiagonalPenalty:
     @torch.no_grad()
     def add_gradient(self, parameters: Mapping[str, nn.Parameter], strength: float) -> None:
         """Add λ(ΣF_i θ − ΣF_i θ_i) to the parameters' ``grad``."""
-        named = {name: (p.data, p.grad) for name, p in parameters.items() if name in self.fisher and p.grad is not None}
+        named = {
+            name: (local(p.data), local(p.grad))
+            for name, p in parameters.items()
+            if name in self.fisher and p.grad is not None
+        }
         if not named or strength == 0:
             return
-        gradient = torch._foreach_mul([data for data, _ in named.values()], [self.fisher[name] for name in named])
-        torch._foreach_sub_(gradient, [self.weighted[name] for name in named])
+        gradient = torch._foreach_mul(
+            [data for data, _ in named.values()], [local(self.fisher[name]) for name in named]
+        )
+        torch._foreach_sub_(gradient, [local(self.weighted[name]) for name in named])
         torch._foreach_add_([grad for _, grad in named.values()], gradient, alpha=strength)
 
     @torch.no_grad()
     def step(self, parameters: Mapping[str, nn.Parameter], strength: float) -> None:
         """Take the implicit step of size ηλ = ``strength``: θ ← θ + (ΣF_iθ_i − ΣF_i θ) / (1/ηλ + ΣF_i)."""
-        named = {name: p.data for name, p in parameters.items() if name in self.fisher and p.requires_grad}
+        named = {name: local(p.data) for name, p in parameters.items() if name in self.fisher and p.requires_grad}
         if not named or strength == 0:
             return
-        weights, fisher = list(named.values()), [self.fisher[name] for name in named]
+        weights, fisher = list(named.values()), [local(self.fisher[name]) for name in named]
         towards = torch._foreach_mul(fisher, weights)
         torch._foreach_neg_(towards)
-        torch._foreach_add_(towards, [self.weighted[name] for name in named])
+        torch._foreach_add_(towards, [local(self.weighted[name]) for name in named])
         torch._foreach_div_(towards, torch._foreach_add(fisher, 1 / strength))
         torch._foreach_add_(weights, towards)
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from forgetting.fisher.estimators import ESTIMATORS, Estimator
+from forgetting.fisher.shards import refuse
 
 FORMAT = "forgetting.diagonal_fisher"
 
@@ -20,7 +21,8 @@ class DiagonalFisher:
 
     Attributes:
         values: Parameter name (a tied parameter once) to a tensor of its shape: the mean over examples of the
-            squared gradient of log p(example); for ``batched`` the mean over batches.
+            squared gradient of log p(example); for ``batched`` the mean over batches. Of a sharded model a DTensor,
+            divided as the parameter is.
         estimator: See :func:`forgetting.fisher.diagonal_fisher`.
         samples: Draws per example, for ``sample``.
         examples: Examples averaged over.
@@ -43,8 +45,11 @@ class DiagonalFisher:
 
         Raises:
             OSError, SafetensorError: if it cannot be written.
+            ValueError: of a sharded model's: no process has the whole.
         """
         from safetensors.torch import save_file
+
+        refuse("a file", self.values.values())
 
         about = {
             "format": FORMAT,

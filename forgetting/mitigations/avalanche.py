@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator, model_validator
 
 from forgetting.errors import UsageError, did_you_mean
-from forgetting.mitigations.base import Mitigation, Options, RunContext
+from forgetting.mitigations.base import Mitigation, Options, Processes, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ class Avalanche(Mitigation[AvalancheOptions]):
         "pass; rwalk: a step's passes more; gem, agem, replay: examples, and passes over them"
     )
     Options: ClassVar[type[Options]] = AvalancheOptions
-    one_process: ClassVar[bool] = True
+    processes: ClassVar[Processes] = "one"
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"plugin": "naive"}
 

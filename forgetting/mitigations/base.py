@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -64,6 +64,9 @@ class RunContext:
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
+Processes = Literal["one", "replicated", "sharded"]
+"""How many processes may train one model, each with what of it; see :class:`Mitigation`."""
+
 STEP_HOOKS = ("callbacks", "loss", "after_backward", "after_step")
 """Hooks that run at every step, or make what does."""
 
@@ -85,8 +88,11 @@ class Mitigation(Generic[OptionsT]):
         starts: Where ``setup`` leaves the model's function: at the base model's bit for bit, at it up to rounding (a
             weight in parts that are added up), or elsewhere (a prompt before every input). Row 0 is the base's always.
         families: The families of models (``forgetting.families``) that it works on.
-        one_process: Whether what ``loss`` does depends on more than the batch (a minibatch that it draws), so that
-            several processes, each with its part of a batch, would not do what one does; they refuse it.
+        processes: How one model may be trained by several processes: ``one`` if they would not do what one process
+            does (``loss`` depends on more than the batch, on a minibatch that it draws); ``replicated`` if each must
+            have all weights (DDP); ``sharded`` if each may hold a part of every weight too (FSDP2), which a class says
+            that keeps to ``forgetting.fisher.shards.local`` where it changes weights or gradients. What is not
+            possible is refused before training.
         resumes_within_task: Whether a killed task goes on from its middle, bit for bit; else it starts again from its
             beginning. A class that overrides a hook of a step (``loss``, ``after_backward``, ``after_step``,
             ``callbacks``) says so itself, and else does not: all that these gather for later steps must be in
@@ -104,7 +110,7 @@ class Mitigation(Generic[OptionsT]):
     task_oracle: ClassVar[bool] = False
     starts: ClassVar[Literal["base", "rounded", "elsewhere"]] = "base"
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder", "encoder", "encoder_decoder", "vision")
-    one_process: ClassVar[bool] = False
+    processes: ClassVar[Processes] = "replicated"
     resumes_within_task: ClassVar[bool] = True
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -226,7 +232,7 @@ class Compose(Mitigation[Options]):
         self.parts = list(parts)
         self.reference = any(part.reference for part in self.parts)  # type: ignore[misc]  # the whole is what a part is
         self.task_oracle = any(part.task_oracle for part in self.parts)  # type: ignore[misc]
-        self.one_process = any(part.one_process for part in self.parts)  # type: ignore[misc]
+        self.processes = min((part.processes for part in self.parts), key=get_args(Processes).index)  # type: ignore[misc]
         self.resumes_within_task = all(part.resumes_within_task for part in self.parts)  # type: ignore[misc]
         replacing = [type(part).__module__.rpartition(".")[2] for part in self.parts if part.replaces_weights]
         if len(replacing) > 1:

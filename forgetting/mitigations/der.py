@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from forgetting.mitigations.base import Mitigation, Options, RunContext
+from forgetting.mitigations.base import Mitigation, Options, Processes, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ class DER(Mitigation[DEROptionsT]):
     Options: ClassVar[type[Options]] = DEROptions
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"alpha": 0}
-    one_process: ClassVar[bool] = True
+    processes: ClassVar[Processes] = "one"
     resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from forgetting.consolidation import PenaltyOptions, QuadraticMitigation, check_rules
-from forgetting.mitigations.base import Options, RunContext
+from forgetting.mitigations.base import Options, Processes, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,12 @@ class EWC(QuadraticMitigation[EWCOptions]):
     equation: ClassVar[str] = "θ ← argmin_u ‖u − θ‖² / 2η + λ/2 Σ_i (u − θ_i)ᵀ F_i (u − θ_i)"
     cost: ClassVar[str] = "2 floats per trained parameter; about a training step per batch of Fisher sequences and task"
     Options: ClassVar[type[Options]] = EWCOptions
+    processes: ClassVar[Processes] = "sharded"
+
+    def __init__(self, options: EWCOptions) -> None:
+        super().__init__(options)
+        if options.mode == "kfac" or options.estimator == "batched":
+            self.processes = "replicated"  # type: ignore[misc]  # no such Fisher information layer by layer
 
     def estimators(self) -> tuple[str, ...]:
         """See QuadraticMitigation."""
@@ -111,10 +117,12 @@ class EWC(QuadraticMitigation[EWCOptions]):
             "generator": torch.Generator().manual_seed(self.context.seed * 1000 + self._consolidated),
         }
         parameters, convention = dict(model.named_parameters()), self.options.convention
+        wide = any(parameter.dtype == torch.float64 for parameter in parameters.values())
         if isinstance(self.penalty, KroneckerPenalty):
             kronecker = kfac_fisher(model, batches, estimator=self.options.estimator, **draw)
             self.penalty.consolidate(kronecker, parameters, fisher_weight(convention, kronecker.diagonal.examples))
         else:
+            draw["accumulate_dtype"] = torch.float64 if wide else torch.float32
             fisher = diagonal_fisher(model, batches, estimator=self.options.estimator, **draw)
             self.penalty.consolidate(fisher, parameters, fisher_weight(convention, fisher.examples))
         self._consolidated += 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from forgetting.mitigations.base import Mitigation, Options
+from forgetting.mitigations.base import Mitigation, Options, Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -31,6 +31,7 @@ class FewSteps(Mitigation[FewStepsOptions]):
     paper: ClassVar[str] = "Kalajdzievski 2024, Scaling laws for forgetting, arXiv 2401.05605"
     equation: ClassVar[str] = "N ← ⌈fraction · N⌉"
     Options: ClassVar[type[Options]] = FewStepsOptions
+    processes: ClassVar[Processes] = "sharded"
     null: ClassVar[dict[str, object] | None] = {"fraction": 1}
 
     def __init__(self, options: FewStepsOptions) -> None:

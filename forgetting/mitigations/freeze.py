@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator
 
 from forgetting.errors import UsageError
-from forgetting.mitigations.base import Mitigation, Options, RunContext
+from forgetting.mitigations.base import Mitigation, Options, Processes, RunContext
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +47,7 @@ class Freeze(Mitigation[FreezeOptions]):
     )
     equation: ClassVar[str] = "θ_S ← θ_S for S the frozen set"
     Options: ClassVar[type[Options]] = FreezeOptions
+    processes: ClassVar[Processes] = "sharded"
     null: ClassVar[dict[str, Any] | None] = {"first": 0}
 
     def __init__(self, options: FreezeOptions) -> None:

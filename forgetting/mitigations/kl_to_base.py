@@ -55,7 +55,8 @@ class KLToBase(Mitigation[KLToBaseOptions]):
 
     def __init__(self, options: KLToBaseOptions) -> None:
         super().__init__(options)
-        self.one_process = options.on == "text"  # type: ignore[misc]  # a minibatch of it is drawn
+        if options.on == "text":  # a minibatch of it is drawn
+            self.processes = "one"  # type: ignore[misc]
 
     def check_model(self, model: PreTrainedModel) -> None:
         """The pretrained model must predict something on a task's inputs."""

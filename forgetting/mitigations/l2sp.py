@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from forgetting.consolidation import PenaltyOptions, QuadraticMitigation
-from forgetting.mitigations.base import Mitigation, Options, RunContext
+from forgetting.mitigations.base import Mitigation, Options, Processes, RunContext
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +29,7 @@ class L2SPOptions(PenaltyOptions):
 
 
 class StartingPoint:
-    """½ ‖θ − θ_ref‖², whose implicit step is an interpolation.
+    """½ ‖θ − θ_ref‖², whose implicit step is an interpolation; of a sharded model, of each process's own rows.
 
     Args:
         parameters: Those that require gradients are held; their present weights are θ_ref.
@@ -42,18 +42,23 @@ class StartingPoint:
         """Add λ(θ − θ_ref) to the parameters' ``grad``."""
         import torch
 
+        from forgetting.fisher.shards import local
+
         held = {name: p for name, p in parameters.items() if name in self.weights and p.grad is not None}
         if held and strength:
-            moved = torch._foreach_sub([p.data for p in held.values()], [self.weights[name] for name in held])
-            torch._foreach_add_([p.grad for p in held.values() if p.grad is not None], moved, alpha=strength)
+            references = [local(self.weights[name]) for name in held]
+            moved = torch._foreach_sub([local(p.data) for p in held.values()], references)
+            torch._foreach_add_([local(p.grad) for p in held.values() if p.grad is not None], moved, alpha=strength)
 
     def step(self, parameters: Mapping[str, nn.Parameter], strength: float) -> None:
         """Take the implicit step of size ηλ = ``strength``: θ ← θ + (θ_ref − θ) ηλ / (1 + ηλ)."""
         import torch
 
-        held = {name: p.data for name, p in parameters.items() if name in self.weights and p.requires_grad}
+        from forgetting.fisher.shards import local
+
+        held = {name: local(p.data) for name, p in parameters.items() if name in self.weights and p.requires_grad}
         if held and strength:
-            references = [self.weights[name] for name in held]
+            references = [local(self.weights[name]) for name in held]
             torch._foreach_lerp_(list(held.values()), references, 1 - 1 / (1 + strength))
 
     def stored_floats(self) -> int:
@@ -81,6 +86,7 @@ class L2SP(QuadraticMitigation[L2SPOptions]):
     equation: ClassVar[str] = "θ ← argmin_u ‖u − θ‖² / 2η + λ/2 ‖u − θ_ref‖²"
     cost: ClassVar[str] = "1 float per trained parameter"
     Options: ClassVar[type[Options]] = L2SPOptions
+    processes: ClassVar[Processes] = "sharded"
     penalty: StartingPoint
 
     def check(self, chain: Sequence[Mitigation]) -> None:

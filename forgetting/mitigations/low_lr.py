@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from forgetting.mitigations.base import Mitigation, Options
+from forgetting.mitigations.base import Mitigation, Options, Processes
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -28,6 +28,7 @@ class LowLR(Mitigation[LowLROptions]):
     paper: ClassVar[str] = "Howard & Ruder 2018, ULMFiT, arXiv 1801.06146; Biderman et al. 2024, arXiv 2405.09673"
     equation: ClassVar[str] = "η ← factor · η"
     Options: ClassVar[type[Options]] = LowLROptions
+    processes: ClassVar[Processes] = "sharded"
     null: ClassVar[dict[str, object] | None] = {"factor": 1}
 
     def training_arguments(self, args: TrainingArguments) -> TrainingArguments:

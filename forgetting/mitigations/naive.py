@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from forgetting.mitigations.base import Mitigation, Options
+from forgetting.mitigations.base import Mitigation, Options, Processes
 
 
 class Naive(Mitigation[Options]):
@@ -13,4 +13,5 @@ class Naive(Mitigation[Options]):
     summary: ClassVar[str] = "sequential fine-tuning without mitigation, the baseline"
     paper: ClassVar[str] = "McCloskey & Cohen 1989, Catastrophic interference in connectionist networks"
     equation: ClassVar[str] = "θ ← θ − η ∇L_task(θ)"
+    processes: ClassVar[Processes] = "sharded"
     null: ClassVar[dict[str, object] | None] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from forgetting.mitigations.base import Mitigation, Options
+from forgetting.mitigations.base import Mitigation, Options, Processes
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -57,6 +57,7 @@ class Replay(Mitigation[ReplayOptions]):
     equation: ClassVar[str] = "batch ~ (1 − f) D_task + f D_replay, steps N / (1 − f)"
     cost: ClassVar[str] = "1 / (1 − f) times the steps; the replayed data"
     Options: ClassVar[type[Options]] = ReplayOptions
+    processes: ClassVar[Processes] = "sharded"
     null: ClassVar[dict[str, Any] | None] = {"fraction": 0}
 
     def __init__(self, options: ReplayOptions) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from forgetting.distillation import Direction
-from forgetting.mitigations.base import Mitigation, Options, RunContext
+from forgetting.mitigations.base import Mitigation, Options, Processes, RunContext
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
     Options: ClassVar[type[Options]] = SelfReplayOptions
     families: ClassVar[tuple[ModelFamily, ...]] = ("decoder",)
     null: ClassVar[dict[str, Any] | None] = {"strength": 0}
-    one_process: ClassVar[bool] = True
+    processes: ClassVar[Processes] = "one"
     resumes_within_task: ClassVar[bool] = True
 
     def check(self, chain: Sequence[Mitigation]) -> None:
