@@ -23,7 +23,6 @@ from forgetting.distributed import (
     NOBODY,
     Share,
     StandIns,
-    begin,
     check_shareable,
     own_randomness,
     rank,
@@ -32,9 +31,9 @@ from forgetting.distributed import (
     world_size,
 )
 from forgetting.errors import UsageError
-from forgetting.mitigations import build_mitigation
 from forgetting.results import ResultStore
 from forgetting.study import run_study
+from tests import test_sharding
 
 MITIGATIONS = ("replay:fraction=0.3,source=both+sam", "lwf+ewc:strength=100")
 
@@ -72,6 +71,10 @@ def run_all(folder: Path) -> None:
         if world_size() > 1:
             check_among_processes(folder)
         forgetting.run._setting.cache_clear()
+    if world_size() > 1:
+        test_sharding.run_sharded(folder.with_name("sharded"))
+    else:
+        test_sharding.run_whole(folder.with_name("whole"))
 
 
 def check_among_processes(folder: Path) -> None:
@@ -84,7 +87,7 @@ def check_among_processes(folder: Path) -> None:
     study = StudyConfig(
         mitigations=("der",), name="der", **configuration("der").model_dump(exclude={"mitigation", "seed"})
     )
-    with pytest.raises(UsageError, match="mitigation 'der': trains in one process only, and 2 were started"):
+    with pytest.raises(UsageError, match="mitigation 'der': der trains in one process only, and 2 were started"):
         run_study(study, folder.with_name("der"))
 
 
@@ -128,13 +131,6 @@ def test_a_plain_start_is_one_process() -> None:
         assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_draws_its_own_minibatch_says_so() -> None:
-    for text in ("der", "derpp", "self_replay", "kl_to_base:on=text", "ewc+der", "avalanche:plugin=replay"):
-        assert build_mitigation(text).one_process, text
-    for text in ("naive", "kl_to_base:on=task", "lwf+ewc", "gem", "replay:fraction=0.5+sam"):
-        assert not build_mitigation(text).one_process, text
-
-
 def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torch import nn
 
@@ -145,9 +141,6 @@ def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
         check_shareable(nn.BatchNorm2d(1))
     with pytest.raises(UsageError, match="workers = 2"):
         run_study(StudyConfig(name="two"), tmp_path / "two", workers=2)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match="FSDP is not supported"):
-        begin()
     monkeypatch.setenv("WORLD_SIZE", "many")
     with pytest.raises(UsageError, match="WORLD_SIZE = 'many'"):
         world_size()
@@ -181,6 +174,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
             assert (other.tokens, other.examples, other.steps) == (cost.tokens, cost.examples, cost.steps)
             # transformers takes the cross-entropy in float32, and so is what is logged of it
             assert [loss for _, loss in other.log] == pytest.approx([loss for _, loss in cost.log], abs=1e-5)
+    test_sharding.compare(tmp_path / "whole", tmp_path / "sharded")
 
 
 if __name__ == "__main__":
