@@ -39,7 +39,7 @@ def plan(
 ) -> None:
     """Print memory per device and operations per step, for each mitigation; no weight is loaded.
 
-    FSDP2's rows are an estimate alone: `forgetting run` trains on one device, or with DDP.
+    FSDP2's rows are an estimate that was not checked against measured peaks.
     """
     from forgetting.config import parse_study, read_yaml
     from forgetting.planning.memory import plan_memory
@@ -102,5 +102,5 @@ def _print(plans: list[dict]) -> None:
             table.add_row(name, *(size(row[column]) for column in columns), size(row["peak"]))
         Console().print(table)
     if any(row["strategy"] == "fsdp" for one in plans for row in one["devices"]):
-        print("fsdp: an estimate for FSDP2, with which `forgetting run` does not train; it trains with ddp")
+        print("fsdp: an estimate for FSDP2 that was not checked against measured peaks")
     print("per device; CUDA's own context and the allocator's gaps come on top (about 1 GB, and a tenth)")

@@ -62,7 +62,7 @@ Progress = Callable[[str, float, str], None]
 """Called with (run id, share of the run that is done, what is being done)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setting:
     """What all runs of a study share: loaded, tokenised and measured once per process."""
 
@@ -99,14 +99,13 @@ class Setting:
 def _setting(shared: str, cache_dir: Path) -> Setting:
     config = RunConfig.model_validate_json(shared)
     loaded = load_model(config.model, trust_remote_code=config.trust_remote_code)
-    another = shard(loaded) if sharded() else None
     sequence = load_sequence(config.sequence)
     family = FAMILIES.get(loaded.family)(loaded, sequence, config.sequence.scenario)
     if config.training.packing and loaded.family != "decoder":
         raise UsageError(f"training.packing: is for decoders, and model {config.model!r} is none; leave it out")
     pretraining = family.pretraining(config.pretraining, cache_dir)
     evaluator = Evaluator(family, config.evaluation, pretraining, config.training.max_length)
-    return Setting(family, pretraining, evaluator, another)
+    return Setting(family, pretraining, evaluator)
 
 
 def prepare(config: RunConfig, store: ResultStore) -> Setting:
@@ -116,6 +115,8 @@ def prepare(config: RunConfig, store: ResultStore) -> Setting:
     with main_first():  # which may write text sampled from the model into the cache
         setting = _setting(shared.model_dump_json(), store.folder / "cache")
     check_shareable(setting.base.model)
+    if sharded() and setting.another is None:  # after what one process does alone
+        setting.another = shard(setting.base)
     return setting
 
 

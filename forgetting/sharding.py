@@ -57,7 +57,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 def _divide(model: nn.Module) -> None:
     from torch.distributed.fsdp import fully_shard
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     for module in (*_blocks(model), model):
         fully_shard(module, mesh=_mesh(), reshard_after_forward=True)
