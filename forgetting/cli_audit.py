@@ -41,12 +41,19 @@ def audit(
         float, typer.Option(help="Largest loss that counts as none: of the mean over capabilities, a share of items.")
     ] = 0.03,
     worst: Annotated[float, typer.Option(help="RETAINED must rule out such a loss of every single capability.")] = 0.10,
+    rise: Annotated[
+        float, typer.Option(help="RETAINED must rule out such a rise of a perplexity's bits, a share of the base's.")
+    ] = 0.03,
     alpha: Annotated[float, typer.Option(help="Rate of false verdicts.")] = 0.05,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Stop as soon as the verdict is decided, at the same error rate.")
     ] = False,
     cluster: Annotated[
-        str | None, typer.Option(help="Field of the items that names the context they share (found by itself if long).")
+        str | None,
+        typer.Option(
+            help="Field of the items (the suite's, and --data's) that names the context they share; found by itself if "
+            "its text is long."
+        ),
     ] = None,
     text: Annotated[
         str | None, typer.Option(help="Text like the base's pretraining, for drift: micro, a file, or a hub data set.")
@@ -78,13 +85,15 @@ def audit(
     """Say what a fine-tune lost: REGRESSED (exit code 3), RETAINED (0) or INCONCLUSIVE (4), and write a report."""
     if not 0 < alpha < 0.5:
         raise UsageError(f"--alpha {alpha}: is not between 0 and 0.5")
-    for name, value in (("--margin", margin), ("--worst", worst)):
+    for name, value in (("--margin", margin), ("--worst", worst), ("--rise", rise)):
         if not 0 < value < 1:
-            raise UsageError(f"{name} {value}: is not between 0 and 1; it is a share of items, such as 0.03")
+            raise UsageError(f"{name} {value}: is not between 0 and 1; it is a share, such as 0.03")
     from forgetting.audit.schema import Settings
     from forgetting.audit.write import write_audit
 
-    settings = Settings(alpha=alpha, margin=margin, worst=worst, sequential=sequential, limit=limit, cluster=cluster)
+    settings = Settings(
+        alpha=alpha, margin=margin, worst=worst, rise=rise, sequential=sequential, limit=limit, cluster=cluster
+    )
     if from_samples is not None:
         given = {
             "BASE": base,

@@ -6,13 +6,13 @@ Continual Learning of Language Models, arXiv 2501.13453) call its loss spurious 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from forgetting.analysis.ratios import ratio_interval
 from forgetting.analysis.stats import Interval
 
 if TYPE_CHECKING:
@@ -31,54 +31,43 @@ class Score(Protocol):
         """A value per item, in an order that is the same for all models."""
 
 
-def recovered_share(after: ArrayLike, tuned: ArrayLike, base: ArrayLike, level: float = 0.95) -> Interval:
+def recovered_share(
+    after: ArrayLike, tuned: ArrayLike, base: ArrayLike, level: float = 0.95, clusters: ArrayLike | None = None
+) -> Interval:
     """(s_after − s_tuned) / (s_base − s_tuned): the share of a change that was undone, s the mean over items.
 
     0 is the tuned model's score, 1 the base model's; whether higher scores are better does not matter. The interval
-    is Fieller's (1954, Some problems in interval estimation) for the ratio of two means of paired items: all ρ for
-    which the mean of (after − tuned) − ρ (base − tuned) differs from 0 by at most Student's t_{n−1} standard errors.
+    is :func:`forgetting.analysis.ratios.ratio_interval`'s.
 
     Args:
         after: The tuned model's items after relearning, or with a prompt, shape (n,).
         tuned: The tuned model's, on the same items in the same order.
         base: The base model's.
         level: Confidence level.
+        clusters: The context of each item, shape (n,); by default items are independent.
 
     Returns:
-        Of kind ``items``. All NaN where base and tuned do not differ at that level, or n is 1: what was not lost
-        cannot be recovered, and the quotient would be noise.
+        Of kind ``items``. All NaN where base and tuned do not differ at that level, or there is one unit: what was not
+        lost cannot be recovered, and the quotient would be noise.
 
     Raises:
-        ValueError: if the shapes differ or are empty, a value is not finite, or the level is not between 0 and 1.
+        ValueError: if the shapes differ or are empty, a value is not finite, there is not one label per
+            item, or the level is not between 0 and 1.
     """
-    from scipy import stats
-
     arrays = [np.asarray(values, dtype=np.float64) for values in (after, tuned, base)]
     shapes = [array.shape for array in arrays]
     if arrays[0].ndim != 1 or not arrays[0].size or len(set(shapes)) > 1:
         raise ValueError(f"after, tuned and base: have shapes {shapes}; need one axis and the same items in all three")
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError("after, tuned and base: hold a value that is not finite")
-    if not 0 < level < 1:
-        raise ValueError(f"level: {level} is not between 0 and 1")
-    n, undefined = arrays[0].size, float("nan")
-    if n == 1:
-        return Interval("items", undefined, undefined, undefined, n, level, "Fieller")
-    gain, loss = arrays[0] - arrays[1], arrays[2] - arrays[1]
-    quantile = float(stats.t.ppf((1 + level) / 2, n - 1)) ** 2 / n
-    (gain_variance, covariance), (_, loss_variance) = quantile * np.cov(gain, loss)
-    # The limits solve a ρ² − 2 b ρ + c = 0; with a > 0 the loss differs from 0 and they are finite.
-    a = float(loss.mean() ** 2 - loss_variance)
-    b = float(gain.mean() * loss.mean() - covariance)
-    c = float(gain.mean() ** 2 - gain_variance)
-    if not a > 0:
-        return Interval("items", undefined, undefined, undefined, n, level, "Fieller")
-    half = math.sqrt(max(b * b - a * c, 0.0))
-    return Interval("items", float(gain.mean() / loss.mean()), (b - half) / a, (b + half) / a, n, level, "Fieller")
+    return ratio_interval(arrays[0] - arrays[1], arrays[2] - arrays[1], level, clusters)
 
 
 def recovery_table(
-    curve: Sequence[tuple[int, Mapping[str, Score]]], base: Mapping[str, Score], level: float = 0.95
+    curve: Sequence[tuple[int, Mapping[str, Score]]],
+    base: Mapping[str, Score],
+    level: float = 0.95,
+    contexts: Mapping[str, Sequence[str] | None] | None = None,
 ) -> pd.DataFrame:
     """Tabulate a relearning curve: how much of every capability's loss is undone after k steps.
 
@@ -87,6 +76,7 @@ def recovery_table(
             (:func:`forgetting.evaluation.relearning.relearning_curve`).
         base: The base model's scores on the same items.
         level: Confidence level.
+        contexts: By capability the context of each item; by default, and where ``None``, items are independent.
 
     Returns:
         A row per capability and k: ``capability``, ``step``, ``score``, ``base``, and ``recovered`` with its limits
@@ -105,7 +95,8 @@ def recovery_table(
             if set(scores) != set(base):
                 raise ValueError(f"curve: has {sorted(scores)} at step {step}, the base model {sorted(base)}")
             tuned = curve[0][1][name]
-            share = recovered_share(scores[name].items, tuned.items, base[name].items, level)
+            labels = (contexts or {}).get(name)
+            share = recovered_share(scores[name].items, tuned.items, base[name].items, level, labels)
             row = {"capability": name, "step": step, "score": scores[name].value, "base": base[name].value}
             rows.append({**row, "recovered": share.mean, "low": share.low, "high": share.high})
     return pd.DataFrame(rows)

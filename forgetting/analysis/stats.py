@@ -11,7 +11,7 @@ with it.
 | items | Wilson | right or wrong |
 | items | BCa bootstrap | other scores |
 | items | cluster-robust t | items that share a context |
-| items | Fieller | a ratio of means: :func:`forgetting.analysis.recovery.recovered_share` |
+| items | Fieller | a ratio of means: :func:`forgetting.analysis.ratios.ratio_interval` |
 """
 
 from __future__ import annotations

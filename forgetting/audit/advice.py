@@ -116,6 +116,7 @@ def advise(
     level: float = 0.95,
     batch_size: int = 64,
     cluster: str | None = None,
+    own_contexts: Sequence[str] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Advice:
     """Score every edit on the own task and on the suite.
@@ -135,6 +136,7 @@ def advise(
         level: Of the intervals.
         batch_size: Sequences per forward pass of the suite.
         cluster: Field of the suite's items that names their context (:func:`~forgetting.audit.items.clusters`).
+        own_contexts: The context of each item of the own task; ``None`` where none share one.
         progress: Called before each scoring with how many are done, how many there are, and its name.
 
     Raises:
@@ -181,7 +183,7 @@ def advise(
             None if name in ("base", "tuned") else edit,
             "" if name in ("base", "tuned") else STANDS_FOR[edit.kind],
             float(scores[name].own.mean()),
-            paired_difference(scores["tuned"].own, scores[name].own, "items", level),
+            paired_difference(scores["tuned"].own, scores[name].own, "items", level, own_contexts),
             kept[name],
             gained(scores["base"].suite, scores["tuned"].suite, scores[name].suite, chance, level, contexts),
             index in front,
@@ -191,7 +193,7 @@ def advise(
     alphas = {name: edit.amount for name, edit in named.items() if edit.kind == "interpolation"}
     return Advice(
         points,
-        _best(scores, alphas, chance, margin, level, contexts),
+        _best(scores, alphas, chance, margin, level, contexts, own_contexts),
         general_slopes(change, general) if general else None,
         tuple(chance),
         level,
@@ -203,10 +205,11 @@ class _Scores:
     own: np.ndarray
     suite: dict[str, list[float]]
 
-    def half(self, first: Literal[0, 1], contexts: Contexts) -> _Scores:
+    def half(self, first: Literal[0, 1], contexts: Contexts, own_contexts: Sequence[str] | None) -> _Scores:
         chosen = {name: _half(len(items), first, contexts[name]) for name, items in self.suite.items()}
         return _Scores(
-            self.own[first::2], {name: [items[place] for place in chosen[name]] for name, items in self.suite.items()}
+            self.own[_half(self.own.size, first, own_contexts)],
+            {name: [items[place] for place in chosen[name]] for name, items in self.suite.items()},
         )
 
 
@@ -225,10 +228,11 @@ def _best(
     margin: float,
     level: float,
     contexts: Contexts,
+    own_contexts: Sequence[str] | None,
 ) -> Best:
     from forgetting.analysis.stats import paired_difference
 
-    even, odd = ({name: score.half(half, contexts) for name, score in scores.items()} for half in (0, 1))
+    even, odd = ({name: score.half(half, contexts, own_contexts) for name, score in scores.items()} for half in (0, 1))
     if any(score.own.size < 1 or not all(score.suite.values()) for score in odd.values()):
         raise UsageError(
             "own task and suite: need two items each, one to choose an interpolation on, one to judge it on"
@@ -237,6 +241,9 @@ def _best(
         name: None if labels is None else [labels[place] for place in _half(len(labels), 1, labels)]
         for name, labels in contexts.items()
     }
+    own_judged = None
+    if own_contexts is not None:
+        own_judged = [own_contexts[place] for place in _half(len(own_contexts), 1, own_contexts)]
     enough = even["tuned"].own.mean() - margin
     kept = {
         name: retained(even["base"].suite, even[name].suite, chance, level).mean
@@ -247,7 +254,7 @@ def _best(
     return Best(
         alphas[name],
         margin,
-        paired_difference(odd["tuned"].own, odd[name].own, "items", level),
+        paired_difference(odd["tuned"].own, odd[name].own, "items", level, own_judged),
         gained(odd["base"].suite, odd["tuned"].suite, odd[name].suite, chance, level, judged),
     )
 

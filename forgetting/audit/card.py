@@ -116,7 +116,8 @@ def model_card(verdict: Verdict) -> str:
                 *((f"{name.replace('_', ' ')}, SHA-256", value) for name, value in verdict.inputs_sha256.items()),
                 (
                     "margins",
-                    f"{100 * settings.margin:g} points of the mean, {100 * settings.worst:g} of any capability",
+                    f"{100 * settings.margin:g} points of the mean, {100 * settings.worst:g} of any capability, "
+                    f"{100 * settings.rise:g}% of a perplexity's bits",
                 ),
                 ("error rate", f"about {settings.alpha:g} of either false verdict"),
                 ("sequential", f"{len(verdict.looks)} looks" if verdict.looks else "no"),
@@ -142,10 +143,11 @@ def _own(verdict: Verdict) -> list[str]:
         return ["- No data of the own task were given to the audit."]
     own = verdict.own
     share = own.metric != "perplexity"
+    contexts = "" if own.clusters is None else f" in {own.clusters} contexts"
     scale, digits = (100.0, 1) if share else (1.0, 3)
     return _facts(
         [
-            ("task", f"{own.name} ({own.metric}, {own.n} items)"),
+            ("task", f"{own.name} ({own.metric}, {own.n} items{contexts})"),
             ("base", number(scale * own.base, digits)),
             ("tuned", number(scale * own.tuned, digits)),
             ("difference", change(own.difference, scale)),

@@ -5,7 +5,8 @@
 | right or wrong | score test of paired shares (Tango 1998) | McNemar's exact |
 | right or wrong, items share a context | the same, with the effective number of items | the same |
 | other scores in [0, 1] | the same | the same |
-| other (perplexities) | BCa bootstrap, or cluster-robust t; no margin | paired t |
+| perplexities (nats per word or byte of a document) | Fieller, as a share of the base's | paired t and Hall's |
+| other | BCa bootstrap, or cluster-robust t; no margin | paired t |
 
 The statistics are those of :mod:`forgetting.analysis`.
 """
@@ -13,17 +14,24 @@ The statistics are those of :mod:`forgetting.analysis`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from forgetting.analysis.paired_shares import PairedShares, paired_shares
+from forgetting.analysis.ratios import RelativeChange
 from forgetting.analysis.significance import FlipTest, mcnemar, paired_t
-from forgetting.analysis.stats import paired_difference
+from forgetting.analysis.stats import Interval, paired_difference
 from forgetting.audit.items import Measured, clusters
 from forgetting.audit.schema import Capability, Difference, Noise, Settings
 
 SCORE_TEST = "score test (Tango 1998)"
+TEXT_TEST = "paired t and Hall's (1992)"
+PERPLEXITIES = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+"""lm-eval's metrics of whole texts; a document's outcome is its nats per word or byte: more where less is known."""
+LEAST_TEXTS = 30
+"""Texts (contexts, where they share some) below which a perplexity is not decided: tests of so few, skewed, err."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ class Pair:
 
     @property
     def bounded(self) -> bool:
-        """Whether all outcomes are in [0, 1]."""
-        return all(bool(((x >= 0) & (x <= 1)).all()) for x in self.outcomes)
+        """Whether all outcomes are scores in [0, 1]."""
+        return not self.perplexity and all(bool(((x >= 0) & (x <= 1)).all()) for x in self.outcomes)
 
     @property
     def shares(self) -> bool:
@@ -60,14 +68,22 @@ class Pair:
         return all(bool(np.isin(x, (0.0, 1.0)).all()) for x in self.outcomes)
 
     @property
-    def judged(self) -> bool:
-        """Whether the mean of both scores is above chance by two standard errors (of guessing), or either by five.
+    def perplexity(self) -> bool:
+        """Whether outcomes are nats of texts."""
+        return self.base.metric in PERPLEXITIES and self.base.score > 0
 
+    @property
+    def judged(self) -> bool:
+        """Whether it has a verdict: a perplexity, and shares that are there to be lost.
+
+        That is: the mean of both scores is above chance by two standard errors (of guessing), or either by five.
         A capability that neither has can neither be lost nor kept. The mean of both, as where nothing changed it says
         nothing of their difference: a choice by the base's luck would make what is left look lost, and one by the
         better of the two would pick large differences, whose Holm correction would then be over too few. Five
         errors are beyond luck in thousands of capabilities: what falls from there to below chance is judged.
         """
+        if self.perplexity:
+            return True
         chance, n = self.base.chance, len(self.base.items)
         error, scores = math.sqrt(chance * (1 - chance) / n), (self.base.score, self.tuned.score)
         return self.shares and (sum(scores) / 2 > chance + 2 * error / math.sqrt(2) or max(scores) > chance + 5 * error)
@@ -84,6 +100,10 @@ class Pair:
     def statistics(self) -> PairedShares:
         """The difference of shares."""
         return paired_shares(*self.outcomes, clusters=self.contexts)
+
+    def risen(self) -> RelativeChange:
+        """How much a perplexity's nats rose."""
+        return RelativeChange(*self.outcomes, self.contexts)
 
 
 def pair(base: Measured, tuned: Measured, cluster: str | None = None) -> Pair:
@@ -120,6 +140,14 @@ def compare(pair: Pair, settings: Settings, noise: Noise | None = None) -> Capab
         test=SCORE_TEST,
         noise=noise,
     )
+    if pair.perplexity:
+        risen = pair.risen()
+        record.test, enough = TEXT_TEST, (record.clusters or record.n) >= LEAST_TEXTS
+        record.p_equal = risen.p_equal() if enough else 1.0
+        record.p_margin = risen.p_not_below(settings.rise) if enough else 1.0
+        record.p_gain = risen.p_not_above(-settings.rise) if enough else 1.0
+        record.rise = as_difference(risen.interval(1 - settings.alpha))
+        return record
     if not pair.bounded:
         test = paired_t(before, after, "items", pair.contexts)
         record.test, record.p_equal = "paired t", None if math.isnan(test.p_value) else test.p_value
@@ -141,6 +169,9 @@ def difference(pair: Pair, level: float) -> Difference:
     """The paired difference tuned − base with its interval over items."""
     if pair.bounded:
         return difference_of(pair.statistics(), level)
+    if pair.perplexity:  # Student's t, as the test: each text is a context of its own where none is shared
+        labels = pair.contexts or [str(place) for place in range(len(pair.base.items))]
+        return difference_of_means(*pair.outcomes, level, labels)
     return difference_of_means(*pair.outcomes, level, pair.contexts)
 
 
@@ -148,7 +179,11 @@ def difference_of_means(
     base: np.ndarray, tuned: np.ndarray, level: float, contexts: list[str] | None = None
 ) -> Difference:
     """The difference of scores without bounds with its interval."""
-    interval = paired_difference(base, tuned, "items", level, contexts)
+    return as_difference(paired_difference(base, tuned, "items", level, contexts))
+
+
+def as_difference(interval: Interval) -> Difference:
+    """An interval as the verdict holds it."""
     undefined = math.isnan(interval.low)
     return Difference(
         value=interval.mean,
@@ -162,6 +197,21 @@ def difference_of(shares: PairedShares, level: float) -> Difference:
     """The difference of shares with its interval."""
     low, high = shares.interval(level)
     return Difference(value=shares.difference, low=low, high=high, method=SCORE_TEST, effective=shares.effective)
+
+
+def mean_shares(pairs: Sequence[Pair]) -> PairedShares:
+    """The mean over capabilities, as shares in strata of equal weight."""
+    outcomes = [pair.outcomes for pair in pairs]
+    strata = np.repeat(np.arange(len(pairs)), [len(before) for before, _ in outcomes])
+    labels = None
+    if any(pair.contexts for pair in pairs):
+        labels = [
+            f"{part} {label}"
+            for part, pair in enumerate(pairs)
+            for label in (pair.contexts or [f"item {place}" for place in range(len(pair.base.items))])
+        ]
+    before, after = (np.concatenate([both[side] for both in outcomes]) for side in (0, 1))
+    return paired_shares(before, after, strata=strata, clusters=labels)
 
 
 def _retention(pair: Pair) -> float | None:

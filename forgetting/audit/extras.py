@@ -309,6 +309,7 @@ def _advice(
         general=padded_batches(features, base.tokenizer, given.batch_size) if features else (),
         batch_size=given.batch_size,
         cluster=wanted.cluster,
+        own_contexts=given.own_contexts(wanted.cluster),
         progress=lambda done, total, name: say(f"advice {done + 1}/{total}, {name}"),
     )
     points = [as_json(point) | {"stands_for": point.stands_for} for point in found.points]

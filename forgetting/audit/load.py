@@ -37,6 +37,7 @@ class AuditInput:
         batch_size: Sequences per forward pass.
         same_tokenizer: Whether both split every text alike; else nothing is compared token by token.
         adapter: peft's configuration of the adapter, where TUNED is one.
+        own_rows: Of each item of the own task's test split the row of the file that it was made of.
     """
 
     base: LoadedModel
@@ -46,6 +47,18 @@ class AuditInput:
     batch_size: int
     same_tokenizer: bool
     adapter: dict[str, Any] | None = None
+    own_rows: tuple[dict[str, Any], ...] = ()
+
+    def own_contexts(self, field: str | None) -> list[str] | None:
+        """The context of each item of the own task, as :func:`~forgetting.audit.items.clusters` finds a capability's.
+
+        Args:
+            field: Of the file, that names it; where no row has it, contexts are found by their length.
+        """
+        from forgetting.audit.items import Item, clusters
+
+        items = [Item("own", {"doc": row, "doc_id": place}, 0.0) for place, row in enumerate(self.own_rows)]
+        return clusters(items, field if any(field in row for row in self.own_rows) else None)
 
 
 def load_input(
@@ -102,7 +115,19 @@ def load_input(
         batch_size=batch_size,
         same_tokenizer=alike,
         adapter=adapter,
+        own_rows=() if own is None or data is None else _rows(data, own),
     )
+
+
+def _rows(data: Path, own: Task) -> tuple[dict[str, Any], ...]:
+    """The test items' rows, which may have more fields than an example; of rows that give one example, the first."""
+    from forgetting.tasks.files import json_lines
+    from forgetting.tasks.text import separated
+
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for _, row in json_lines(data, "data"):
+        rows.setdefault((row["prompt"], separated(row["prompt"], row["completion"])), row)
+    return tuple(rows[item.prompt, item.completion] for item in own.test)
 
 
 def _own_task(data: Path) -> Task:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from forgetting.audit.items import Panel, measured
+from forgetting.errors import UsageError
 
 if TYPE_CHECKING:
     from forgetting.evaluation.suite import Suite
@@ -18,10 +20,13 @@ def measure(loaded: LoadedModel, suite: Suite, batch_size: int) -> Panel:
         loaded: Left in the mode it was in.
         suite: Its capabilities become the panel's, in order.
         batch_size: Sequences per forward pass.
+
+    Raises:
+        UsageError: if a text has no finite probability: of such a model there is no perplexity.
     """
     suite.evaluate(loaded.model, loaded.tokenizer, batch_size=batch_size)
     samples = suite.samples()
-    return {
+    panel = {
         about.name: measured(
             about.name,
             samples[about.name],
@@ -32,6 +37,14 @@ def measure(loaded: LoadedModel, suite: Suite, batch_size: int) -> Panel:
         )
         for about in suite.capabilities()
     }
+    for capability in panel.values():
+        for item in capability.items:
+            if not math.isfinite(item.outcome):
+                raise UsageError(
+                    f"model {loaded.name!r}: has {capability.metric} = {item.outcome} on item {item.key[1]} of task "
+                    f"{item.task!r}; it diverged, or its weights are damaged"
+                )
+    return panel
 
 
 def other_batch_size(batch_size: int) -> int:

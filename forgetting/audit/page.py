@@ -78,7 +78,7 @@ def render_page(verdict: Verdict, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _forest(verdict: Verdict) -> dict[str, Any] | None:
     """Differences with their intervals, on one scale in points, as positions of a drawing 620 wide."""
-    records = [record for record in verdict.capabilities if record.p_margin is not None]
+    records = [record for record in verdict.capabilities if record.p_margin is not None and record.rise is None]
     found = [(plain(record.name), record.verdict, record.difference) for record in records]
     if verdict.mean is not None:
         found.append((f"mean of {verdict.mean.capabilities}", None, verdict.mean.difference))
@@ -169,7 +169,8 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
         (
             "settings",
             f"error rate {settings.alpha:g}, margin {100 * settings.margin:g} points of the mean and "
-            f"{100 * settings.worst:g} of any capability, power {settings.power:g}",
+            f"{100 * settings.worst:g} of any capability, a rise of {100 * settings.rise:g}% of a perplexity's bits, "
+            f"power {settings.power:g}",
         ),
         ("command", " ".join(map(str, code.get("command", [])))),
         ("package", f"{code.get('package')}, git {git.get('commit')}{' (changed)' if git.get('dirty') else ''}"),

@@ -97,7 +97,7 @@ def audit_models(given: AuditInput, settings: Settings, say: Say = lambda doing:
         sides=(model_side(given, "base"), model_side(given, "tuned")),
         looks=made if settings.sequential else [],
         notes=notes,
-        own=own_task(given, 1 - settings.alpha),
+        own=own_task(given, 1 - settings.alpha, settings.cluster),
         begun=begun,
     )
     return Audit(verdict, pairs, _noisy(again, pairs))

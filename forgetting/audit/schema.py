@@ -29,6 +29,8 @@ class Settings(_Part):
             capability's own verdict.
         worst: A loss of any single capability that RETAINED must rule out, of one that is not judged too, unless the
             base is shown to have less than that above chance.
+        rise: Largest rise of a perplexity that counts as none: of the bits per byte (or word) of its documents, as a
+            share of the base's. RETAINED must rule it out of every such capability.
         power: Of the numbers of items that would decide.
         sequential: Whether the verdict was looked for after parts of the items.
         limit: Items per lm-eval task, where fewer than all were asked for.
@@ -38,6 +40,7 @@ class Settings(_Part):
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     margin: float = Field(default=0.03, gt=0, lt=1)
     worst: float = Field(default=0.10, gt=0, le=1)
+    rise: float = Field(default=0.03, gt=0, lt=1)
     power: float = Field(default=0.8, gt=0, lt=1)
     sequential: bool = False
     limit: int | None = None
@@ -90,7 +93,7 @@ class Difference(_Part):
     """Tuned − base.
 
     Attributes:
-        value: A share of the items, or in the metric's unit.
+        value: A share of the items, or in the metric's unit (of a perplexity, nats per word or byte).
         low, high: Interval over items at 1 − alpha, of this capability alone; ``None`` where items do not vary.
         method: How the limits were found.
         effective: Independent right-or-wrong items that would have the same variance; ``None`` where
@@ -116,7 +119,9 @@ class Capability(_Part):
         p_mcnemar: McNemar's exact p-value of these; where items share a context it is shown, not used.
         p_equal, test: p-value of the hypothesis of no difference, and the test it is of.
         p_holm: The same after Holm's correction over the capabilities and their mean; ``None`` where it is not judged.
-        p_margin, p_gain: The two one-sided tests of TOST, against −margin and +margin.
+        p_margin, p_gain: The two one-sided tests of TOST, against −margin and +margin; of a perplexity, of the
+            hypotheses that its bits rose, and fell, by the share ``rise`` or more.
+        rise: Of a perplexity, how much its bits rose, as a share of the base's; ``None`` of others.
         p_worst: Of the hypothesis that the loss is ``worst`` or more.
         p_chance: Of the hypothesis that the base is ``worst`` or more above chance: that it has so much to lose.
         verdict: ``None`` where it is not judged.
@@ -143,6 +148,7 @@ class Capability(_Part):
     p_holm: float | None = None
     p_margin: float | None = None
     p_gain: float | None = None
+    rise: Difference | None = None
     p_worst: float | None = None
     p_chance: float | None = None
     noise: Noise | None = None
@@ -175,11 +181,12 @@ class Look(_Part):
 
 
 class OwnTask(_Part):
-    """What was fine-tuned for: learned or not, it is no part of the verdict."""
+    """What was fine-tuned for: learned or not, it is no part of the verdict. Fields as of a capability."""
 
     name: str
     metric: str
     n: int
+    clusters: int | None = None
     base: float
     tuned: float
     difference: Difference
@@ -199,7 +206,7 @@ class Verdict(_Part):
         drift, behaviour, advice: See :class:`forgetting.audit.extras.Extras`; ``None`` where they were not measured.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     verdict: Call
     why: str
     items_to_decide: int | None

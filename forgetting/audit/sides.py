@@ -76,8 +76,14 @@ def _recipe(folder: Path) -> dict[str, Any]:
     return found | ({"peak_learning_rate": max(rates)} if rates else {})
 
 
-def own_task(given: AuditInput, level: float) -> OwnTask | None:
-    """Score both models on the own task's test split, each with its tokenizer."""
+def own_task(given: AuditInput, level: float, cluster: str | None = None) -> OwnTask | None:
+    """Score both models on the own task's test split, each with its tokenizer.
+
+    Args:
+        given: Both models and the task.
+        level: Of the interval over its items, which is clustered where they share a context.
+        cluster: Field that names the context; see :meth:`~forgetting.audit.load.AuditInput.own_contexts`.
+    """
     from lm_eval.models.utils import resolve_max_length
 
     from forgetting.evaluation.scores import TaskScorer
@@ -89,19 +95,21 @@ def own_task(given: AuditInput, level: float) -> OwnTask | None:
         longest = int(resolve_max_length(loaded.model.config, loaded.tokenizer))
         scorer = TaskScorer(given.own, loaded.tokenizer, batch_size=given.batch_size, max_length=longest)
         scores.append(scorer.score(loaded.model))
+    contexts = given.own_contexts(cluster)
     before, after = (np.array(score.items) for score in scores)
     return OwnTask(
         name=given.own.name,
         metric=given.own.metric,
         n=len(given.own.test),
+        clusters=None if contexts is None else len(set(contexts)),
         base=scores[0].value,
         tuned=scores[1].value,
-        difference=_own_difference(before, after, level),
+        difference=_own_difference(before, after, level, contexts),
     )
 
 
-def _own_difference(before: np.ndarray, after: np.ndarray, level: float) -> Difference:
+def _own_difference(before: np.ndarray, after: np.ndarray, level: float, contexts: list[str] | None) -> Difference:
     both = np.concatenate([before, after])
     if ((both >= 0) & (both <= 1)).all():
-        return difference_of(paired_shares(before, after), level)
-    return difference_of_means(before, after, level)
+        return difference_of(paired_shares(before, after, clusters=contexts), level)
+    return difference_of_means(before, after, level, contexts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from forgetting.audit.schema import Difference, Verdict
+from forgetting.audit.schema import Capability, Difference, Verdict
 from forgetting.report.cells import NONE, Table, number
 from forgetting.report.style import plain
 
@@ -24,6 +24,12 @@ def change(difference: Difference, scale: float) -> str:
     return f"{value} [{number(scale * difference.low, digits)}, {number(scale * difference.high, digits)}]"
 
 
+def _difference(record: Capability, scale: float) -> str:
+    """Of a perplexity in its unit, and as a share of the base's."""
+    found = change(record.difference, scale)
+    return found if record.rise is None else f"{found}, {change(record.rise, 100)}%"
+
+
 def capability_table(verdict: Verdict) -> Table:
     """A row per capability, then their mean."""
     rows = []
@@ -40,7 +46,7 @@ def capability_table(verdict: Verdict) -> Table:
                 number(100 * record.chance) if share else NONE,
                 number(scale * record.base, digits),
                 number(scale * record.tuned, digits),
-                change(record.difference, scale),
+                _difference(record, scale),
                 number(100 * (math.nan if record.retention is None else record.retention), 0),
                 flips,
                 noise,
@@ -72,13 +78,18 @@ def capability_table(verdict: Verdict) -> Table:
     settings = verdict.settings
     level = f"{100 * (1 - settings.alpha):g}%"
     contexts = " (in so many shared contexts)" if any(record.clusters for record in verdict.capabilities) else ""
+    texts = ""
+    if any(record.rise is not None for record in verdict.capabilities):
+        texts = ", of perplexities in nats per word or byte, and in % of the base's"
     return Table(
         "audit",
         f"{plain(verdict.tuned.name)} against {plain(verdict.base.name)}: {verdict.verdict}. Scores in % of items"
-        f"{contexts}; difference: tuned − base in points with its {level} interval over items; retention: share of the "
-        "base's score above chance; 1→0 / 0→1: items lost and gained; noise: flips of the base against itself at "
-        "another batch size; p: McNemar's exact, the test of no difference after Holm's correction over the "
-        f"capabilities and their mean, and that of a loss of {100 * settings.margin:g} points or more; "
+        f"{contexts}; difference: tuned − base in points with its {level} interval over items{texts}; "
+        "retention: share of the base's score above chance; 1→0 / 0→1: items lost and gained; noise: flips of the base "
+        "against itself at another batch size; p: McNemar's exact, the test of no difference after Holm's correction "
+        "over the "
+        f"capabilities and their mean, and that of a loss of {100 * settings.margin:g} points or more"
+        f"{f' (a rise of {100 * settings.rise:g}%)' if texts else ''}; "
         "decide: the items that would.",
         [
             "capability",

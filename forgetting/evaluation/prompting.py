@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,7 @@ def prompt_recovery(
     *,
     batch_size: int = 64,
     level: float = 0.95,
+    contexts: Mapping[str, Sequence[str] | None] | None = None,
 ) -> pd.DataFrame:
     """Score two models on a suite with and without a prompt: what a prompt brings back was not erased.
 
@@ -92,6 +94,7 @@ def prompt_recovery(
         prompted: ``load_suite(names, limit=…, prompt=Prompt(…))`` with the same names, limit and offset.
         batch_size: Sequences per forward pass.
         level: Confidence level.
+        contexts: By capability the context of each item; by default, and where ``None``, items are independent.
 
     Returns:
         A row per capability: ``capability``, ``base``, ``tuned``, ``base_prompted``, ``tuned_prompted``, and
@@ -116,7 +119,8 @@ def prompt_recovery(
     )
     rows = []
     for name, _ in columns:
-        share = recovered_share(tuned_prompted[name].items, tuned[name].items, base[name].items, level)
+        after, before, wanted = (scores[name].items for scores in (tuned_prompted, tuned, base))
+        share = recovered_share(after, before, wanted, level, (contexts or {}).get(name))
         rows.append(
             {
                 "capability": name,

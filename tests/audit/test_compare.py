@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from forgetting.audit.compare import SCORE_TEST, compare, noise_floor, pair
+from forgetting.audit.compare import SCORE_TEST, TEXT_TEST, compare, noise_floor, pair
 from forgetting.audit.items import check_apart, check_field, clusters, measured, paired
 from forgetting.audit.schema import Settings
 from forgetting.errors import UsageError
@@ -77,16 +77,20 @@ def test_a_misspelt_context_and_a_task_in_two_capabilities_are_refused() -> None
         check_apart({"mmlu": ["mmlu_anatomy", "mmlu_virology"], "mmlu_anatomy": ["mmlu_anatomy"]})
 
 
-def test_a_perplexity_is_compared_and_has_no_margin() -> None:
+def test_a_perplexity_is_compared_with_the_share_that_its_bits_rose() -> None:
     generator = np.random.default_rng(0)
     base = 2 + generator.random(50)
     sides = [
         capability("p", x, higher=False, chance=0, metric="word_perplexity") for x in (base, base + 0.3 + 0.1 * base)
     ]
     found = compare(pair(*sides), SETTINGS)
-    assert found.p_margin is None and found.lost is None and found.test == "paired t"
+    assert found.lost is None and found.test == TEXT_TEST and pair(*sides).judged and not pair(*sides).bounded
     assert found.difference.value > 0.3 and found.p_equal is not None and found.p_equal < 1e-6
-    assert not pair(*sides).judged
+    rise = (0.3 + 0.1 * base).mean() / base.mean()
+    assert found.rise is not None and found.rise.value == pytest.approx(rise) and found.p_margin is not None
+    assert found.p_margin > 0.999 and found.p_gain is not None and found.p_gain < 1e-6 and found.p_worst is None
+    few = [capability("p", x[:29], higher=False, chance=0, metric="word_perplexity") for x in (base, 2 * base)]
+    assert compare(pair(*few), SETTINGS).p_equal == 1.0  # too few texts for any test
 
 
 def test_a_share_of_which_less_is_better_is_compared_and_not_judged() -> None:

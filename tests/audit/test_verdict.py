@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,13 +227,75 @@ def test_a_capability_that_the_base_has_not_blocks_retained_while_it_might_have_
     assert p == pytest.approx(stats.t.cdf(-0.1 / np.sqrt(0.6 * 0.4 / 800), 799))
 
 
+def texts(name: str, base: np.ndarray, tuned: np.ndarray, contexts: list[str] | None = None) -> Pair:
+    """A perplexity of documents, by their nats per byte alone."""
+    sides = [tuple(Item("task", {}, float(x)) for x in side) for side in (base, tuned)]
+    return Pair(*(Measured(name, "bits_per_byte", 0.0, False, "1", items) for items in sides), contexts)
+
+
 def test_what_margins_are_not_of_is_named_as_not_covered() -> None:
-    nats = np.linspace(2, 4, 50)
-    base, tuned = (
-        capability("wiki", x, higher=False, chance=0, metric="word_perplexity") for x in (nats, nats + 5 + nats % 0.1)
-    )
-    found = judge([of_sides("big", untouched(2000)), pair(base, tuned)], SETTINGS)
-    assert found.verdict == "RETAINED" and "not covered: wiki (word_perplexity 3 → 8.0" in found.why
+    base, tuned = flipped(50, right=20, lost=10, gained=0)
+    sides = (capability("bias", x, higher=False, chance=0, metric="pct_stereotype") for x in (base, tuned))
+    found = judge([of_sides("big", untouched(2000)), pair(*sides)], SETTINGS)
+    assert found.verdict == "RETAINED" and "not covered: bias (pct_stereotype 0.4 → 0.2)" in found.why
+
+
+def test_a_perplexity_that_rose_has_regressed_and_one_that_fell_has_not() -> None:
+    generator = np.random.default_rng(2)
+    base = generator.gamma(25, 0.03, 60)  # nats per byte: within [0, 1], and yet no share
+    worse, noise = base * (1.1 + 0.02 * generator.standard_normal(60)), 0.01 * generator.standard_normal(60)
+    big = of_sides("big", untouched(2000))
+    found = judge([big, texts("wiki", base, worse)], SETTINGS)
+    assert found.verdict == "REGRESSED" and "Lost beyond chance: wiki (+" in found.why and "%)" in found.why
+    assert found.mean is not None and found.mean.capabilities == 1  # points and nats have no mean
+    assert found.capabilities[0].p_holm == pytest.approx(1)
+    for tuned in (base, base * (1 + noise), worse[::-1] * 0.5):
+        kept = judge([big, texts("wiki", base, tuned)], SETTINGS)
+        assert kept.verdict == "RETAINED" and "a rise of 3% of the bits or more is ruled out on wiki" in kept.why
+    alone = judge([texts("wiki", base, worse)], SETTINGS)
+    assert alone.verdict == "REGRESSED" and alone.mean is None
+    small = judge([texts("wiki", base, base * (1.01 + noise))], SETTINGS)
+    assert small.verdict == "RETAINED" and "the loss is real, and smaller" in small.capabilities[0].why
+
+
+def test_a_perplexity_that_may_have_risen_says_how_many_texts_decide_and_as_many_do() -> None:
+    generator = np.random.default_rng(6)
+
+    def drawn_texts(n: int) -> Pair:
+        base = generator.gamma(25, 0.04, n)
+        return texts("wiki", base, base * (1 + 0.2 * generator.standard_normal(n)))
+
+    spread, wide = np.tile([-1.0, 1.0], 20), np.tile([-1.0, -1.0, 1.0, 1.0], 10)
+    base = 1 + 0.2 * wide
+    found = judge([of_sides("big", untouched(2000)), texts("wiki", base, base + 0.2 * spread)], SETTINGS)
+    assert found.verdict == "INCONCLUSIVE" and "A rise of 3% of the bits or more is not ruled out on wiki" in found.why
+    number = found.capabilities[1].items_to_decide
+    assert number is not None and 300 < number < 600 and found.items_to_decide == max(number, 2001)
+    decided = sum(judge([drawn_texts(number)], SETTINGS, plan=False).verdict == "RETAINED" for _ in range(40))
+    assert stats.binomtest(decided, 40, 0.8, "less").pvalue > 0.01
+    few = judge([texts("wiki", base[:20], 2 * base[:20])], SETTINGS)
+    assert few.verdict == "INCONCLUSIVE" and "of 20 texts; 30 decide, or more" in few.capabilities[0].why
+
+
+def test_false_verdicts_on_texts_come_at_their_nominal_rate() -> None:
+    """At the margin and where nothing changed; normal and skewed differences, whole, in contexts, and in looks."""
+    generator, n = np.random.default_rng(8), 120
+    contexts = [f"book {k // 2}" for k in range(n)]
+
+    def one(rise: float, skewed: bool, shared: bool) -> Pair:
+        base = generator.gamma(25, 0.04, n)
+        noise = generator.exponential(1.0, n) - 1 if skewed else generator.standard_normal(n)
+        noise = np.repeat(noise[::2], 2) if shared else noise
+        return texts("wiki", base, base * (1 + rise + 0.05 * noise), contexts if shared else None)
+
+    for skewed in (False, True):
+        for shared in (False, True):
+            at_margin, unchanged = ([one(rise, skewed, shared) for _ in range(100)] for rise in (SETTINGS.rise, 0.0))
+            retained = sum(judge([p], SETTINGS, plan=False).verdict == "RETAINED" for p in at_margin)
+            regressed = sum(judge([p], SETTINGS, plan=False).verdict == "REGRESSED" for p in unchanged)
+            assert not_above(retained, 100) and not_above(regressed, 100)
+    careless = [replace(one(SETTINGS.rise, False, True), contexts=None) for _ in range(100)]
+    assert not not_above(sum(judge([p], SETTINGS, plan=False).verdict == "RETAINED" for p in careless), 100)
 
 
 def test_looking_often_does_not_raise_the_error_rate_where_looking_without_a_rule_does() -> None:

@@ -39,7 +39,7 @@ def test_the_folder_holds_all_that_was_found(tmp_path: Path) -> None:
     audit = made(tmp_path)
     paths = write_audit(audit, tmp_path / "out")
     again = Verdict.model_validate_json(paths.verdict.read_text())
-    assert again == audit.verdict and json.loads(paths.verdict.read_text())["schema_version"] == 1
+    assert again == audit.verdict and json.loads(paths.verdict.read_text())["schema_version"] == 2
     assert len(again.code["sha256"]) == len(again.prompts_sha256) == len(again.base.sha256) == 64
     items = pd.read_parquet(paths.items)
     assert len(items) == 120 and (items["flip"] == "lost").sum() == 20 and (items["flip"] == "gained").sum() == 3
