@@ -5,19 +5,24 @@ Paper: Zheng et al. 2025, Spurious Forgetting in Continual Learning of Language 
     forgetting study run freezing --scale laptop
 
 When: the embedded decoder learns new facts at a constant rate, so that a run of fewer steps is the beginning of a
-longer one. Gone: then it practises facts of half of the people that it knew, and is asked about the other half; the
-control practises the same form with new people. Which: layers are frozen while two tasks of micro-5 are learned, every
-choice over its own rates, and compared at the same learning accuracies.
+longer one; of each seed the whole training is repeated, and looked at every few steps. Gone: then it practises facts of
+half of the people that it knew, and is asked about the other half; the control practises the same form with new people.
+Which: layers are frozen while two tasks of micro-5 are learned, every choice over its own rates, and compared at the
+same learning accuracies.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from forgetting.analysis.onset import Onset, onset
 from forgetting.analysis.pareto import matched_gain
 from forgetting.analysis.stats import Interval, seed_interval
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
@@ -25,10 +30,12 @@ from forgetting.micro.domains import PRACTISED
 from forgetting.micro.probes import load_probe
 from forgetting.micro.world import build_world
 from forgetting.studies import Results, Scale, Study, main
-from forgetting.verdicts import Claim, Verdict, decide, told
+from forgetting.verdicts import Claim, Verdict, decide, decide_below, told
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from forgetting.config import RunConfig
 
 STEPS = 160
 TENTH = 0.1
@@ -38,6 +45,8 @@ LOOKS: dict[Scale, tuple[float, ...]] = {
     "gpu": (0.0125, 0.025, 0.05, TENTH, 0.2, 0.3, 0.4, 0.6, 0.8),
 }
 """Shares of STEPS after which is looked, besides the whole."""
+DENSE = {"looks": 40, "texts": 64, "items": 100}
+"""Of the repeated training: looks (at most one per step), held-out documents, and items of the probe."""
 RATES: dict[Scale, tuple[float, ...]] = {"smoke": (1.0,), "laptop": (0.3, 1.0, 3.0), "gpu": (0.1, 0.3, 0.6, 1.0, 3.0)}
 LOWER, UPPER = "freeze:first=2,embeddings=true+", "freeze:pattern=layers.[23]+"
 CHOICES = {
@@ -55,6 +64,13 @@ CLAIMS = (
     Claim(
         "early",
         "More than half of the retention that a new task costs is lost in the first tenth of its steps",
+        ZHENG,
+        "accuracy on the earlier task collapses in the first 150 steps of the next",
+    ),
+    Claim(
+        "onset",
+        "Half of what the loss on held-out pretraining text rises by in the end is there within the first tenth of the "
+        "steps",
         ZHENG,
         "accuracy on the earlier task collapses in the first 150 steps of the next",
     ),
@@ -134,6 +150,59 @@ def lost(results: Results) -> pd.DataFrame:
     return frame.assign(share=share, lost=1 - frame["retention"]).pivot(index="seed", columns="share", values="lost")
 
 
+def traced(results: Results) -> dict[str, RunConfig]:
+    """The whole training of each seed, by the name of its measurement."""
+    runs = results.grids["when"].runs()
+    return {f"trace-{run.seed}": run for run in runs if run.mitigation == "few_steps:fraction=1"}
+
+
+def traces(results: Results) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Measurements: the trainings once more, with the looks that runs do not keep."""
+    return {name: partial(trace, results, run) for name, run in traced(results).items()}
+
+
+def trace(results: Results, run: RunConfig) -> dict[str, Any]:
+    """By column the step, the loss on held-out pretraining text (``ce``, nats per token), and the probe's accuracy."""
+    from forgetting.evaluation.suite import load_suite
+    from forgetting.evaluation.trace import ScoreAtSteps, cheap_scores, trace_table
+    from forgetting.mitigations import build_mitigation
+    from forgetting.run import prepare, run_context, train_task
+    from forgetting.tasks.pretraining import OWN
+
+    setting = prepare(run, results.store("when"))
+    context, mitigation = run_context(run, setting), build_mitigation(run.mitigation)
+    features = context.encode_text(setting.pretraining.held_out[OWN][: DENSE["texts"]])
+    limit = min(DENSE["items"], run.evaluation.limit or DENSE["items"])
+    score = cheap_scores(features, setting.base.tokenizer, load_suite([PROBE], limit=limit))
+    steps = run.training.steps or 1
+    looks = ScoreAtSteps(score, range(0, steps + 1, max(1, steps // DENSE["looks"])))
+    model = mitigation.setup(copy.deepcopy(setting.base.model), context)
+    train_task(run, setting, mitigation, model, 0, lambda step, steps: None, callbacks=[looks])
+    return {str(column): values.tolist() for column, values in trace_table(looks.points).items()}
+
+
+def onsets(results: Results) -> dict[str, list[Onset | None]]:
+    """Per seed, when half of the final loss was there: of the loss on text, and of accuracy on known facts."""
+    found = [results.measured(name) for name in traced(results)]
+    return {
+        "ce": [onset(one["step"], one["ce"]) for one in found],
+        PROBE: [onset(one["step"], [-accuracy for accuracy in one[PROBE]]) for one in found],
+    }
+
+
+def decide_onset(results: Results) -> Verdict:
+    """The looks before and at which half was reached bound the step; the later one counts."""
+    steps, found = results.grids["when"].training.steps or 1, onsets(results)
+    by = {name: [one.by for one in each if one is not None] for name, each in found.items()}
+    facts = f"of known facts' accuracy by step {np.mean(by[PROBE]):.3g}" if by[PROBE] else "known facts lost nothing"
+    if None in found["ce"]:
+        rose = f"{len(by['ce'])} of {len(found['ce'])} seeds"
+        return Verdict("onset", "undecided", f"the loss on pretraining text rose in {rose}; {facts}")
+    reached = seed_interval([float(step) for step in by["ce"]])
+    outcome = decide_below(reached, TENTH * steps)
+    return Verdict("onset", outcome, f"half by step {told(reached, 1, f'of {steps}')}; {facts}")
+
+
 def asked(results: Results, grid: str) -> pd.DataFrame:
     """Accuracy on the facts of people that were not practised: a row per seed and share of the steps.
 
@@ -188,6 +257,7 @@ def conclude(results: Results) -> list[Verdict]:
             decide(early),
             f"{told(early)} more than half; lost: {100 * whole[TENTH]:.3g}, in the end {100 * whole[1.0]:.3g} points",
         ),
+        decide_onset(results),
         Verdict("recovered", decide(half), f"{told(half)} above half way back; lost were {100 * damage:.3g} points"),
         Verdict("form", decide(form), f"{told(form)} won back; lost were {100 * damage:.3g} points"),
         Verdict("lower", decide(lower), f"{told(lower)} more retained"),
@@ -206,21 +276,28 @@ def draw(results: Results, folder: Path) -> None:
 
     from forgetting.report.style import legend_below, new_canvas, panels, save, styled
 
-    if set(results.grids) - set(results.finished["grid"]):
+    measured = all(results.measured_path(name).exists() for name in traced(results))
+    if set(results.grids) - set(results.finished["grid"]) or not measured:
         return
     steps = results.grids["when"].training.steps or 1
     seeds = results.finished["seed"].nunique()
     colors = seaborn.color_palette("colorblind")
     losses, practice = lost(results), {grid: asked(results, grid) for grid in ("known", "new")}
     with styled():
-        canvas = new_canvas(9.0, 3.8)
-        when, gone, which = panels(canvas, 3, 3)
+        canvas = new_canvas(11.5, 3.8)
+        when, dense, gone, which = panels(canvas, 4, 4)
         kept = [seed_interval(100 * (1 - losses[share]).to_numpy()) for share in losses]
         _band(when, steps * losses.columns.to_numpy(dtype=float), kept, colors[4], "o")
         when.axhline(100, color="black", linestyle=":", linewidth=1)
         when.set_xscale("log")
         when.set_xlabel("steps on the new task")
         when.set_ylabel("retention of capabilities (%)")
+        looked = [results.measured(name) for name in traced(results)]
+        rises = np.array([np.subtract(one["ce"], one["ce"][0]) for one in looked])
+        _band(dense, looked[0]["step"], [seed_interval(rise) for rise in rises.T], colors[4], ".")
+        dense.axvline(TENTH * steps, color="black", linestyle=":", linewidth=1)
+        dense.set_xlabel("steps on the new task")
+        dense.set_ylabel("rise of the loss on held-out\npretraining text (nats/token)")
         for (grid, label), color, marker in zip(
             (("known", "other known people"), ("new", "new people")), (colors[0], colors[3]), "os", strict=True
         ):
@@ -242,13 +319,13 @@ def draw(results: Results, folder: Path) -> None:
         legend_below(canvas, handles, labels)
         canvas.suptitle(f"When it is lost, whether it is gone, and what to freeze; means over n = {seeds} seeds")
         caption = (
-            f"Means over n = {seeds} seeds; bands: 95% t interval over seeds; dotted: the base model. Right: a point "
-            "per learning rate."
+            f"Means over n = {seeds} seeds; bands: 95% t interval over seeds; dotted: the base model; of the rise, "
+            "a tenth of the steps. Right: a point per learning rate."
         )
         save(canvas, folder, "freezing", "When it is lost, whether it is gone, and what to freeze", caption)
 
 
-STUDY = Study("freezing", CLAIMS, grids, conclude, draw)
+STUDY = Study("freezing", CLAIMS, grids, conclude, draw, measure=traces, measured_with=DENSE)
 
 if __name__ == "__main__":
     main(STUDY, __doc__)

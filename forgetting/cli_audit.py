@@ -71,6 +71,14 @@ def audit(
     advise: Annotated[
         bool, typer.Option("--advise", help="Score what would have helped (some twenty scorings; needs --data).")
     ] = False,
+    diagnose: Annotated[
+        bool,
+        typer.Option(
+            "--diagnose",
+            help="Which layers represent text otherwise, and whether a few steps of practice, or a prompt, bring back "
+            "what was lost.",
+        ),
+    ] = False,
     save_best: Annotated[
         Path | None, typer.Option(help="With --advise: write the best interpolation there, as a model folder.")
     ] = None,
@@ -105,6 +113,7 @@ def audit(
             "--text": text,
             "--prompts": prompts,
             "--advise": advise or None,
+            "--diagnose": diagnose or None,
             "--save-best": save_best,
             "--drift" if drift else "--no-drift": drift,
             "--batch-size": batch_size,
@@ -125,8 +134,8 @@ def audit(
             raise UsageError("--save-best: is what --advise chooses; give both")
         if advise and data is None:
             raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
-        if drift is False and (advise or text is not None or prompts is not None):
-            raise UsageError("--no-drift: leaves nothing for --text, --prompts and --advise to be used in")
+        if drift is False and (advise or diagnose or text is not None or prompts is not None):
+            raise UsageError("--no-drift: leaves nothing for --text, --prompts, --advise and --diagnose to be used in")
         from forgetting.models import EMBEDDED
 
         if not suite and base not in EMBEDDED:
@@ -160,7 +169,13 @@ def audit(
         wanted = None
         if drift is not False:
             wanted = prepare_extras(
-                loaded, text=text, prompts=prompts, advise=advise, save_best=save_best, cluster=cluster
+                loaded,
+                text=text,
+                prompts=prompts,
+                advise=advise,
+                diagnose=diagnose,
+                save_best=save_best,
+                cluster=cluster,
             )
         done = audit_models(loaded, settings, say)
         done.verdict.inputs_sha256 = input_digests(loaded, wanted)

@@ -94,12 +94,14 @@ class Wanted:
         prompts: That should be refused or answered.
         advise: Score mixtures of both models' weights on the own task and the suite (each a whole scoring).
         save_best: Folder for the interpolation that the advice chooses.
+        diagnose: Compare hidden states, and try to win back what was lost (:mod:`~forgetting.audit.diagnosis`).
         cluster: Field of the suite's items that names the context they share.
     """
 
     documents: list[str]
     prompts: list[SafetyPrompt] | None
     advise: bool
+    diagnose: bool
     save_best: Path | None
     cluster: str | None
 
@@ -110,6 +112,7 @@ def prepare_extras(
     text: str | None = None,
     prompts: Path | None = None,
     advise: bool = False,
+    diagnose: bool = False,
     save_best: Path | None = None,
     cluster: str | None = None,
 ) -> Wanted:
@@ -120,6 +123,7 @@ def prepare_extras(
         text: Source of general text, see :func:`general_documents`.
         prompts: JSONL of prompts that should be refused or answered (:func:`~forgetting.audit.behaviour.load_prompts`).
         advise: See :class:`Wanted`.
+        diagnose: The same.
         save_best: The same.
         cluster: The same.
 
@@ -134,6 +138,8 @@ def prepare_extras(
     asked = None if prompts is None else load_prompts(prompts)
     if save_best is not None:
         check_empty(save_best)
+    if diagnose and not given.same_tokenizer:
+        raise UsageError("--diagnose: the models' tokenizers differ, and their hidden states are of other tokens")
     if advise:
         if given.own is None:
             raise UsageError("--advise: needs the own task, to say what a mitigation would have cost; give --data")
@@ -146,7 +152,7 @@ def prepare_extras(
         if not any(each.higher_is_better for each in capabilities):
             raise UsageError("--advise: the suite has no capability where more is better; add one, such as micro")
         check_mixable(given.base.model, given.tuned.model)
-    return Wanted(general_documents(given, text), asked, advise, save_best, cluster)
+    return Wanted(general_documents(given, text), asked, advise, diagnose, save_best, cluster)
 
 
 def input_digests(given: AuditInput, wanted: Wanted | None) -> dict[str, str]:
@@ -169,6 +175,8 @@ def add_extras(
     begun = time.perf_counter()
     extras = measure_extras(given, wanted, say)
     verdict.drift, verdict.behaviour, verdict.advice = extras.drift, extras.behaviour, extras.advice
+    if wanted.diagnose:
+        _diagnose(verdict, given, wanted, extras, say)
     verdict.notes += extras.notes
     verdict.seconds += time.perf_counter() - begun
 
@@ -206,6 +214,33 @@ def measure_extras(given: AuditInput, wanted: Wanted, say: Callable[[str], None]
         with _noted(found, "No advice"):
             found.advice = _advice(given, fisher, other, wanted, found, say)
     return found
+
+
+def _diagnose(verdict: Verdict, given: AuditInput, wanted: Wanted, found: Extras, say: Callable[[str], None]) -> None:
+    """Diagnose into a verdict; without general text, on the base's own samples."""
+    from forgetting.audit.diagnosis import diagnose, lost_capabilities
+    from forgetting.tasks.pretraining import sample_documents
+
+    base = given.base
+    with _noted(found, "No diagnosis"):
+        texts = wanted.documents or sample_documents(
+            base.model, base.tokenizer, 2 * SAMPLES, max_length=LENGTH, seed=1, asked_by="--diagnose without --text"
+        )
+        half = (len(texts) + 1) // 2
+        weights = (found.drift or {}).get("weights") or {}
+        verdict.diagnosis = as_json(
+            diagnose(
+                given,
+                lost_capabilities(verdict),
+                (texts[:half], texts[half:]),
+                changes=weights.get("layers", ()),
+                length=LENGTH,
+                cluster=wanted.cluster,
+                level=1 - verdict.settings.alpha,
+                note=found.notes.append,
+                say=say,
+            )
+        )
 
 
 @contextmanager

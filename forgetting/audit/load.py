@@ -37,6 +37,7 @@ class AuditInput:
         batch_size: Sequences per forward pass.
         same_tokenizer: Whether both split every text alike; else nothing is compared token by token.
         adapter: peft's configuration of the adapter, where TUNED is one.
+        suite_names, suite_dir: What the suite was loaded from.
         own_rows: Of each item of the own task's test split the row of the file that it was made of.
     """
 
@@ -47,6 +48,8 @@ class AuditInput:
     batch_size: int
     same_tokenizer: bool
     adapter: dict[str, Any] | None = None
+    suite_names: tuple[str, ...] = ()
+    suite_dir: Path | None = None
     own_rows: tuple[dict[str, Any], ...] = ()
 
     def own_contexts(self, field: str | None) -> list[str] | None:
@@ -95,6 +98,8 @@ def load_input(
     panel = load_suite(list(suite), data_dir=suite_dir, limit=limit)
     first = load_model(base, trust_remote_code=trust_remote_code)
     if first.family != "decoder":
+        # A fine-tuned encoder is a classifier: the head that predicted masked words, and with it all that the suite
+        # could ask, is gone. (A run of this package keeps both, and measures such losses itself.)
         raise UsageError(f"base {base!r}: is of the family {first.family!r}; an audit is of decoders (GPT-2, Llama)")
     folder, adapter = Path(tuned).expanduser(), None
     if (folder / ADAPTER_FILES[0]).is_file():
@@ -115,6 +120,8 @@ def load_input(
         batch_size=batch_size,
         same_tokenizer=alike,
         adapter=adapter,
+        suite_names=tuple(suite),
+        suite_dir=suite_dir,
         own_rows=() if own is None or data is None else _rows(data, own),
     )
 
@@ -170,7 +177,7 @@ def _merged(base: LoadedModel, folder: Path, name: str) -> LoadedModel:
             f"tuned {name!r}: adapter of type {wrapped.active_peft_config.peft_type} changes no weights and cannot be "
             "merged; give LoRA or another adapter of weights"
         )
-    model = wrapped.merge_and_unload().eval()
+    model = wrapped.merge_and_unload().eval().requires_grad_(True)  # peft froze what the base model's weights became
     return LoadedModel(name=name, model=model, tokenizer=tokenizer, family=base.family)
 
 

@@ -204,6 +204,7 @@ class Verdict(_Part):
         code: Versions, git state, SHA-256 of the package's files, and the command.
         seconds: What the audit took.
         drift, behaviour, advice: See :class:`forgetting.audit.extras.Extras`; ``None`` where they were not measured.
+        diagnosis: :class:`forgetting.audit.diagnosis.Diagnosis`; ``None`` where it was not asked for.
     """
 
     schema_version: Literal[2] = 2
@@ -225,3 +226,4 @@ class Verdict(_Part):
     drift: dict[str, Any] | None = None
     behaviour: dict[str, Any] | None = None
     advice: dict[str, Any] | None = None
+    diagnosis: dict[str, Any] | None = None

@@ -1,69 +1,16 @@
-"""Drift, behaviour and advice in a verdict, as tables and drawings of the report: from ``verdict.json`` alone."""
+"""Drift, behaviour, advice and diagnosis as tables and drawings of the report: from ``verdict.json`` alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from forgetting.audit.diagnosis_section import diagnosis_section
+from forgetting.audit.parts import Scatter, Section, bars_of, dash, percent, with_limits
 from forgetting.audit.schema import Verdict
 from forgetting.report.cells import NONE, Table, number
 from forgetting.report.style import plain
-
-
-@dataclass(frozen=True)
-class Bars:
-    """A drawing of one number per name.
-
-    Attributes:
-        title: What is drawn, with its unit.
-        rows: Name, length as a share of the longest, and the number as text.
-    """
-
-    title: str
-    rows: list[tuple[str, float, str]]
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """A drawing of points on two axes, each as a position in a plot 560 wide and 300 high.
-
-    Attributes:
-        title: What is drawn.
-        x, y: Names of the axes, with units.
-        ticks_x, ticks_y: Positions and labels.
-        points: Position, name, and whether no other is better in both.
-        labels: Of those, where they do not cover one another: position, end of the text that is there, name.
-    """
-
-    title: str
-    x: str
-    y: str
-    ticks_x: list[tuple[float, str]]
-    ticks_y: list[tuple[float, str]]
-    points: list[tuple[float, float, str, bool]]
-    labels: list[tuple[float, float, str, str]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the report.
-
-    Attributes:
-        name: Of its anchor.
-        title: Its heading.
-        lead: What it says, before its tables.
-        facts: Terms and what is said of them, after its tables.
-    """
-
-    name: str
-    title: str
-    lead: str
-    tables: list[Table] = field(default_factory=list)
-    bars: list[Bars] = field(default_factory=list)
-    scatter: Scatter | None = None
-    facts: list[tuple[str, str]] = field(default_factory=list)
 
 
 def sections(verdict: Verdict) -> list[Section]:
@@ -75,20 +22,9 @@ def sections(verdict: Verdict) -> list[Section]:
         found.append(_behaviour(verdict.behaviour))
     if verdict.advice is not None:
         found.append(_advice(verdict.advice))
+    if verdict.diagnosis is not None:
+        found.append(diagnosis_section(verdict.diagnosis))
     return found
-
-
-def _number(value: float | None, digits: int) -> str:
-    return NONE if value is None else number(value, digits)
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else number(100 * value)
-
-
-def _bars(title: str, values: Mapping[str, float], digits: int) -> Bars:
-    longest = max((abs(value) for value in values.values()), default=0) or 1
-    return Bars(title, [(plain(name), abs(v) / longest, number(v, digits)) for name, v in values.items()])
 
 
 def _drift(drift: Mapping[str, Any]) -> Section:
@@ -98,18 +34,18 @@ def _drift(drift: Mapping[str, Any]) -> Section:
     if bits := drift.get("bits_per_byte"):
         change = bits["difference"]
         leads.append(
-            f"Bits per byte of general text: base {_number(bits['base'], 3)}, tuned {_number(bits['tuned'], 3)}, "
-            f"difference {_number(change['mean'], 3)} [{_number(change['low'], 3)}, {_number(change['high'], 3)}]."
+            f"Bits per byte of general text: base {dash(bits['base'], 3)}, tuned {dash(bits['tuned'], 3)}, "
+            f"difference {dash(change['mean'], 3)} [{dash(change['low'], 3)}, {dash(change['high'], 3)}]."
         )
     if weights := drift.get("weights"):
         relative = {row["layer"]: row["relative"] for row in weights["layers"] if row["relative"] is not None}
-        bars.append(_bars("Change of the weights by layer, ‖Δ‖ / ‖base‖", relative, 4))
+        bars.append(bars_of("Change of the weights by layer, ‖Δ‖ / ‖base‖", relative, 4))
         tables.append(_layers(weights))
         if weights["predicted_kl"] is not None:
             leads.append(
                 f"½ΔθᵀFΔθ, F the diagonal of the base's Fisher information, foretells a KL of "
                 f"{number(weights['predicted_kl'], 4)} nats per token on general text; "
-                f"measured: {_number(weights['measured_kl'], 4)}."
+                f"measured: {dash(weights['measured_kl'], 4)}."
             )
     return Section("drift", "Drift", " ".join(leads), tables, bars)
 
@@ -119,10 +55,10 @@ def _texts(texts: Mapping[str, Any]) -> Table:
         [
             plain(name).replace("_", " "),
             str(text["tokens"]),
-            *(_number(text[key], 4) for key in ("mean", "median", "p99", "p999", "maximum")),
-            _percent(text["same_top"]),
-            _percent(text["rms_delta_p"]),
-            *(_number(text[key], 3) for key in ("ce_base", "ce_tuned")),
+            *(dash(text[key], 4) for key in ("mean", "median", "p99", "p999", "maximum")),
+            percent(text["same_top"]),
+            percent(text["rms_delta_p"]),
+            *(dash(text[key], 3) for key in ("ce_base", "ce_tuned")),
         ]
         for name, text in texts.items()
     ]
@@ -149,9 +85,9 @@ def _layers(weights: Mapping[str, Any]) -> Table:
         [
             plain(layer["layer"]),
             f"{layer['parameters']:,}",
-            _number(layer["relative"], 4),
-            _percent(layer["share"]),
-            _number(layer["predicted_kl"], 5),
+            dash(layer["relative"], 4),
+            percent(layer["share"]),
+            dash(layer["predicted_kl"], 5),
             number(mean(layer["layer"], "effective_rank")),
             number(mean(layer["layer"], "full_rank")),
         ]
@@ -174,7 +110,7 @@ def _behaviour(behaviour: Mapping[str, Any]) -> Section:
             [
                 plain(row["name"]).replace("_", " "),
                 str(row["n"]),
-                *(_number(row[key], 3) for key in ("base", "tuned", "difference", "low", "high")),
+                *(dash(row[key], 3) for key in ("base", "tuned", "difference", "low", "high")),
             ]
             for row in outputs["measures"]
         ]
@@ -191,9 +127,9 @@ def _behaviour(behaviour: Mapping[str, Any]) -> Section:
             [
                 plain(row["name"]).replace("_", " "),
                 str(row["difference"]["n"]),
-                _percent(row["base"]),
-                _percent(row["tuned"]),
-                _interval(row["difference"], 100),
+                percent(row["base"]),
+                percent(row["tuned"]),
+                with_limits(row["difference"], 100),
                 f"{row['lost']} / {row['gained']}",
                 NONE if row["p_value"] is None else f"{row['p_value']:.2g}",
             ]
@@ -210,15 +146,6 @@ def _behaviour(behaviour: Mapping[str, Any]) -> Section:
     return Section("behaviour", "Behaviour", "What both models write; it is no part of the verdict.", tables)
 
 
-def _interval(interval: Mapping[str, Any], scale: float) -> str:
-    if interval["mean"] is None:
-        return NONE
-    mean = number(scale * interval["mean"])
-    if interval["low"] is None or interval["high"] is None:
-        return mean
-    return f"{mean} [{number(scale * interval['low'])}, {number(scale * interval['high'])}]"
-
-
 def _advice(advice: Mapping[str, Any]) -> Section:
     points = advice["points"]
     rows = [
@@ -226,9 +153,9 @@ def _advice(advice: Mapping[str, Any]) -> Section:
             plain(point["name"]),
             plain(point["stands_for"]) or NONE,
             number(100 * point["own"]),
-            _interval(point["own_change"], 100),
+            with_limits(point["own_change"], 100),
             number(100 * point["retention"]["mean"], 1),
-            _interval(point["retention_change"], 100),
+            with_limits(point["retention_change"], 100),
             "✓" if point["efficient"] else "",
         ]
         for point in points
@@ -247,19 +174,19 @@ def _advice(advice: Mapping[str, Any]) -> Section:
     lead = (
         f"Of the interpolations whose own-task score is within {100 * best['margin']:g} points of the tuned model's, "
         f"{kept} retains most; on the half of the items that did not choose it, own task "
-        f"{_interval(best['own_change'], 100)} and retention {_interval(best['retention_change'], 100)} points."
+        f"{with_limits(best['own_change'], 100)} and retention {with_limits(best['retention_change'], 100)} points."
     )
     if advice.get("saved"):
         lead += f" It is saved in {plain(advice['saved'])}."
     bars = []
     if replay := advice.get("replay"):
         lead += (
-            f" The loss on general text: {_number(replay['loss_base'], 3)} before, {_number(replay['loss_tuned'], 3)} "
+            f" The loss on general text: {dash(replay['loss_base'], 3)} before, {dash(replay['loss_tuned'], 3)} "
             f"after, in nats per token; its slope along Δ at the tuned model, which replay would act against, is "
-            f"{_number(replay['at_tuned'], 3)}."
+            f"{dash(replay['at_tuned'], 3)}."
         )
         known = {layer: slope for layer, slope in replay["by_layer"].items() if slope is not None}
-        bars.append(_bars("That slope by layer, nats per token", known, 4))
+        bars.append(bars_of("That slope by layer, nats per token", known, 4))
     facts = [(f"reliability of {plain(kind)}", plain(sentence)) for kind, sentence in advice["reliability"].items()]
     return Section("advice", "What would have helped", lead, [table], bars, _scatter(points), facts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ def load_suite(
     offset: int = 0,
     reader: Reader | None = None,
     prompt: Prompt | None = None,
+    only: Collection[str] | None = None,
     trust_remote_code: bool = False,
 ) -> Suite:
     """Load the union of suites; a capability that two names share is one column.
@@ -67,6 +68,7 @@ def load_suite(
         offset: Items per task that are passed over.
         reader: The way to read of another family than decoders.
         prompt: What stands before every item; by default what the tasks say (few-shot examples, where they have some).
+        only: The columns to keep, by name; all where not given.
         trust_remote_code: Let the files of a folder name Python functions to run, and include files outside of it.
 
     Raises:
@@ -77,7 +79,8 @@ def load_suite(
     columns: dict[str, TaskGroup] = {}
     for name in names:
         columns.update({column.name: column for column in catalogue.load(name) if column.name not in columns})
-    return Suite([_Capability(column, limit, offset, prompt) for column in columns.values()], reader)
+    kept = [column for name, column in columns.items() if only is None or name in only]
+    return Suite([_Capability(column, limit, offset, prompt) for column in kept], reader)
 
 
 class Suite:

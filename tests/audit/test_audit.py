@@ -151,6 +151,7 @@ def test_an_adapter_is_merged_and_described(base: LoadedModel, tmp_path: Path) -
     expected = wrapped.merge_and_unload().state_dict()
     merged = given.tuned.model.state_dict()
     assert all(torch.equal(merged[name], value) for name, value in expected.items()) and set(merged) == set(expected)
+    assert all(parameter.requires_grad for parameter in given.tuned.model.parameters())  # to be practised further
     assert weights_digest(given.base.model) == weights_digest(base.model) != weights_digest(given.tuned.model)
     found = audit_models(given, Settings(limit=2)).verdict.tuned
     assert found.kind == "adapter" and found.adapter is not None and found.adapter["r"] == 2

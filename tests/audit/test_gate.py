@@ -30,10 +30,14 @@ def test_the_commands_parse() -> None:
     line = next(line for line in SCRIPT.splitlines() if line.startswith("forgetting audit"))
     given = parsed(line.partition(" || ")[0])
     assert given["sequential"] and not given["drift"] and given["output"] == Path("audit") and len(given["suite"]) == 3
-    shown = re.findall(r"^forgetting audit .*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    pages = [(ROOT / name).read_text() for name in ("README.md", "docs/audit.md")]
+    (short,), shown = (re.findall(r"^forgetting audit .*$", page, re.MULTILINE) for page in pages)
     assert len(shown) == 2
-    assert parsed(shown[0])["data"] == Path("own.jsonl")
+    assert parsed(short)["data"] == parsed(shown[0])["data"] == Path("own.jsonl")
     assert parsed(shown[1])["from_samples"] == (Path("logs/base"), Path("logs/tuned"))
+    options = {option for each in get_command(app).commands["audit"].params for option in each.opts}  # type: ignore[attr-defined]
+    named = set(re.findall(r"`(--[a-z-]+)", pages[1])) - {"--log_samples"}
+    assert named and named - {"--help", "--no-drift", "--model", "--log"} <= options
 
 
 @pytest.mark.parametrize(("code", "fails"), [(0, 0), (3, 3), (4, 0), (2, 2), (1, 1)])
