@@ -279,3 +279,26 @@ def test_a_spoiled_verdict_is_one_line(content: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"verdicts\.json: (cannot be read|is not what a study writes)"):
         write_claims(tmp_path)
     assert not (tmp_path / "README.md").exists()
+
+
+def test_the_onset_of_a_dense_training_decides_when_it_is_lost() -> None:
+    freezing = script("freezing")
+    grids, steps = freezing.grids("laptop"), list(range(0, 161, 4))
+
+    def verdict(halfway: list[int | None]) -> Verdict:
+        """Of a loss that has risen by .6 of its rise at a step, seed by seed; by none where it ends as it began."""
+        traces = {}
+        for seed, half in enumerate(halfway):
+            ce = [2.0 + (0.0 if half is None or step < half else 0.6 if step < 160 else 1.0) for step in steps]
+            traces[f"trace-{seed}"] = {"step": steps, "ce": ce, freezing.PROBE: [0.9] * 2 + [0.5] * 39}
+        results = SimpleNamespace(grids=grids, measured=traces.__getitem__)
+        assert set(freezing.traced(results)) == set(traces)
+        found: Verdict = freezing.decide_onset(results)
+        return found
+
+    early = verdict([8, 12, 8])
+    assert early.outcome == "holds" and early.ours.startswith("half by step 9.33 of 160 (95% over seeds: 3.6 to 15.1")
+    assert "known facts' accuracy by step 8" in early.ours
+    assert verdict([80, 84, 88]).outcome == "fails" and verdict([4, 80, 8]).outcome == "undecided"
+    none = verdict([8, None, 8])
+    assert none.outcome == "undecided" and "rose in 2 of 3 seeds" in none.ours

@@ -24,8 +24,9 @@ is by the mean of both scores, which says nothing of their difference). Where th
 capability ``worst`` or more, or any perplexity rose by ``rise`` or more, RETAINED at a rate of about alpha, without a
 correction: all of the tests must reject (Berger 1982, Technometrics 24:295). About: the score test's size swings around
 alpha with the number of items (up to 6.4% at 5% with 30 to 1,200 items, a margin of 3 points and nothing gained), and
-the tests of texts reach 6.2% with 40 texts whose differences are exponential, 10% where a few rise tenfold. A
-sequential audit gives each look a part of alpha, and the parts sum to alpha (:mod:`forgetting.audit.looks`).
+the tests of texts reach 6.6% with 30 texts whose differences are exponential, and about 10% with lognormal ones (σ of
+the logarithm 1). A sequential audit gives each look a part of alpha, and the parts sum to alpha
+(:mod:`forgetting.audit.looks`).
 """
 
 from __future__ import annotations

@@ -129,6 +129,7 @@ def test_what_is_not_finite_is_no_json_number() -> None:
         (["--save-best", "best"], "--save-best: is what --advise chooses"),
         (["--advise"], "--advise: needs the own task"),
         (["--advise", "--data", "own.jsonl", "--no-drift"], "--no-drift: leaves nothing"),
+        (["--diagnose", "--no-drift"], "--no-drift: leaves nothing"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(
