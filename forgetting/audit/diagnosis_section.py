@@ -61,12 +61,12 @@ def _drawings(layers: Sequence[Mapping[str, Any]]) -> list[Bars]:
     moved = {layer["layer"]: 1 - layer["cka"] for layer in layers if layer["cka"] is not None}
     if moved:
         drawn.append(bars_of("Change of the hidden states by layer, 1 − CKA", moved, 4))
-    for key, title in (
-        ("relative", "Change of the weights by layer, ‖Δ‖ / ‖base‖"),
-        ("predicted_kl", "Fisher-weighted change by layer, ½ΔθᵀFΔθ, nats per token"),
+    for key, title, digits in (
+        ("relative", "Change of the weights by layer, ‖Δ‖ / ‖base‖", 4),
+        ("predicted_kl", "Fisher-weighted change by layer, ½ΔθᵀFΔθ, nats per token", 5),
     ):
         if known := {layer["layer"]: layer[key] for layer in layers if layer[key] is not None}:
-            drawn.append(bars_of(title, known, 4))
+            drawn.append(bars_of(title, known, digits))
     return drawn
 
 
