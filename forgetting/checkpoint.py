@@ -189,10 +189,7 @@ def _save_shards(target: Path, model: PreTrainedModel, mitigation: Mitigation) -
     from forgetting.sharding import held, part_name
 
     parts = {"model": held(dict(model.named_parameters())), "mitigation": held(mitigation.state_dict())}
-    writers = {
-        part_name(stem): lambda path, part=part: save_tensors(path, *part)
-        for stem, part in parts.items()
-    }
+    writers = {part_name(stem): lambda path, part=part: save_tensors(path, *part) for stem, part in parts.items()}
     write_checkpoint(target, writers, shared=True)
 
 
