@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,21 @@ if TYPE_CHECKING:
     from forgetting.results import ResultStore
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+_modules_seen = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Keep the libraries out of garbage collection, wherever more of them were imported.
+
+    Accelerate collects garbage before every training: of torch and transformers there is none, and to look took 0.3 s.
+    """
+    global _modules_seen
+    if len(sys.modules) > _modules_seen + 100:
+        gc.collect()
+        gc.freeze()
+        _modules_seen = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

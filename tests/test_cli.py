@@ -63,11 +63,24 @@ def own_jsonl(path: Path, lines: int = 50) -> Path:
 SMALL = ["--steps", "3", "--batch-size", "8", "--limit", "5", "--set", "pretraining.documents=20"]
 
 
-def test_own_jsonl_from_flags_to_report(tmp_path: Path) -> None:
+def test_own_jsonl_from_flags_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The run is a process of its own, as a user starts it; what comes before and after it is done here."""
+
+    def here(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["forgetting", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        said = capfd.readouterr()
+        return int(stop.value.code or 0), said.out, said.err
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
     own_jsonl(tmp_path / "own.jsonl")
     flags = ["--model", "micro", "--data", "own.jsonl", "--mitigation", "naive", "--mitigation", "low_lr", *SMALL]
-    planned = forgetting("run", *flags, "--name", "own", "--dry-run", cwd=tmp_path)
-    assert planned.returncode == 0 and "2 of 2 runs to do over 1 tasks (own), 6 steps, about" in planned.stdout
+    code, said, _ = here("run", *flags, "--name", "own", "--dry-run")
+    assert code == 0 and "2 of 2 runs to do over 1 tasks (own), 6 steps, about" in said
     assert not (tmp_path / "results").exists()
     begun = time.monotonic()
     done = forgetting("run", *flags, "--name", "own", cwd=tmp_path)
@@ -78,10 +91,11 @@ def test_own_jsonl_from_flags_to_report(tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     assert "low_lr" in page and "naive" in page
     assert "report.html" in done.stdout and "naive" in done.stdout
-    again = forgetting("run", *flags, "--name", "own", "--seeds", "2", cwd=tmp_path)
-    assert again.returncode == 2 and "holds another study (seeds: [0] there, [0, 1] here)" in again.stderr
-    rebuilt = forgetting("report", str(folder))
-    assert rebuilt.returncode == 0 and (folder / "summary.csv").exists()
+    code, _, said = here("run", *flags, "--name", "own", "--seeds", "2")
+    assert code == 2 and "holds another study (seeds: [0] there, [0, 1] here)" in said
+    (folder / "summary.csv").unlink()
+    code, _, _ = here("report", str(folder))
+    assert code == 0 and (folder / "summary.csv").exists()
 
 
 def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

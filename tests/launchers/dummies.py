@@ -50,3 +50,10 @@ def refused_beside_one_that_hangs(content: dict[str, Any], folder: str, *_: obje
                 time.sleep(0.01)
         _wait_for(Path(folder) / "stepping")
         raise UsageError("no room")
+
+
+def never_ending(content: dict[str, Any], folder: str, *_: object) -> None:
+    """It computes, and gives its interpreter away no more often than it must."""
+    (Path(folder) / f"begun-{os.getpid()}").touch()
+    while True:
+        sum(range(1000))

@@ -27,6 +27,9 @@ FAULTS: dict[str, tuple[str | int, int]] = {
     "gated": (403, 40),
 }
 
+TIMEOUT = 0.4
+"""Seconds after which the client gives a request up."""
+
 
 def main(folder: Path, kinds: Sequence[str] = ("models", "datasets"), faults: Sequence[str] = tuple(FAULTS)) -> None:
     """Serve, load everything twice, print."""
@@ -41,13 +44,15 @@ def main(folder: Path, kinds: Sequence[str] = ("models", "datasets"), faults: Se
         "HF_HUB_OFFLINE": "0",
         "HF_DATASETS_OFFLINE": "0",
         "HF_HOME": str(folder / "home"),
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-        "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
 
+    from huggingface_hub import constants
+
+    # Whole seconds are all that its variables take; here no answer takes long that comes.
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = constants.HF_HUB_ETAG_TIMEOUT = TIMEOUT  # type: ignore[assignment]
     import huggingface_hub.utils._http as http
 
     http.time = SimpleNamespace(sleep=lambda seconds: None, time=time.time)  # between its tries it would wait a minute

@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "stalls":
             repository.asked["faults"] += 1
             self.close_connection = True
-            time.sleep(1.5)
+            time.sleep(1.0)
         elif api:
             self._api(name, rest, repository, body, posted)
         else:
