@@ -24,7 +24,7 @@ import pandas as pd
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.report.summary import aggregate
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict, decide, decide_all, decide_below, decide_within, told
 
 if TYPE_CHECKING:
@@ -114,23 +114,17 @@ CLAIMS = (
 
 def protocol(scale: Scale, grid: str, mitigations: tuple[str, ...]) -> StudyConfig:
     """A grid; the two differ in tasks, settings, seeds and the probes' items alone."""
-    smoke, tuning = scale == "smoke", grid == TUNING
+    tuning = grid == TUNING
     tasks = ("storing", "shifting") if tuning else ("new_facts", "sorting", "second_language")
-    return StudyConfig(
+    config = StudyConfig(
         name=f"adaptation_paths-{grid}",
-        sequence=SequenceConfig(
-            name="micro-tuning" if tuning else "micro-5",
-            tasks=tasks[:1] if smoke else tasks,
-            train_size=32 if smoke else None,
-            test_size=8 if smoke else 100,
-        ),
+        sequence=SequenceConfig(name="micro-tuning" if tuning else "micro-5", tasks=tasks, test_size=100),
         mitigations=mitigations,
-        seeds=(100,) if tuning else (0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),
-        training=TrainingConfig(learning_rate=1e-3, steps=3 if smoke else 80, batch_size=16, max_length=128),
-        evaluation=EvaluationConfig(
-            limit=4 if smoke else 100, offset=100 if tuning else 0, drift_tokens=200 if smoke else 5000
-        ),
+        seeds=(100,) if tuning else seeds_of(scale),
+        training=TrainingConfig(learning_rate=1e-3, steps=80, batch_size=16, max_length=128),
+        evaluation=EvaluationConfig(limit=100, offset=100 if tuning else 0, drift_tokens=5000),
     )
+    return sized(config, scale, tasks=1)
 
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:

@@ -43,7 +43,7 @@ from forgetting.audit.reliability import (
 )
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.errors import UsageError
-from forgetting.studies import Results, Scale, Study, main, scale_of
+from forgetting.studies import Results, Scale, Study, main, scale_of, seeds_of, sized
 from forgetting.verdicts import Claim, Outcome, Verdict, decide
 
 if TYPE_CHECKING:
@@ -99,22 +99,23 @@ CLAIMS = (
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """A grid per task and rate: the fine-tune (naive), and what it is retrained with."""
-    smoke = scale == "smoke"
-    return {
-        f"{task}-{label}": StudyConfig(
+    kept = 1 if scale == "smoke" else None
+
+    def grid(task: str, rate: float) -> StudyConfig:
+        config = StudyConfig(
             name="audit_advice",
-            sequence=SequenceConfig(
-                name="micro-5", tasks=(task,), train_size=32 if smoke else None, test_size=8 if smoke else 60
-            ),
+            sequence=SequenceConfig(name="micro-5", tasks=(task,), test_size=60),
             mitigations=(NAIVE, *EDITS, REPLAY),
-            seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),
-            training=TrainingConfig(learning_rate=rate, steps=2 if smoke else STEPS, batch_size=8, max_length=128),
-            evaluation=EvaluationConfig(limit=8 if smoke else 40, drift_tokens=200 if smoke else 1500),
-            pretraining=PretrainingConfig(documents=100 if smoke else 400, held_out_documents=20 if smoke else 100),
+            seeds=seeds_of(scale),
+            training=TrainingConfig(learning_rate=rate, steps=STEPS, batch_size=8, max_length=128),
+            evaluation=EvaluationConfig(limit=40, drift_tokens=1500),
+            pretraining=PretrainingConfig(documents=400, held_out_documents=100),
         )
-        for task in TASKS[: 1 if smoke else None]
-        for label, rate in list(RATES.items())[: 1 if smoke else None]
-    }
+        text = {"documents": 100, "held_out_documents": 20}
+        return sized(config, scale, training={"steps": 2}, evaluation={"limit": 8}, pretraining=text)
+
+    rates = list(RATES.items())[:kept]
+    return {f"{task}-{label}": grid(task, rate) for task in TASKS[:kept] for label, rate in rates}
 
 
 def audits(results: Results) -> Mapping[str, Callable[[], dict[str, Any]]]:

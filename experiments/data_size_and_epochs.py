@@ -24,7 +24,7 @@ import pandas as pd
 from forgetting.analysis.pareto import retention_at
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict, decide, decide_below, told
 
 BATCH = 16
@@ -98,24 +98,20 @@ def grids(scale: Scale) -> dict[str, StudyConfig]:
     smoke = scale == "smoke"
     sizes = {"smoke": (16, 32), "laptop": (16, 64, 256), "gpu": (16, 32, 64, 128, 256, 500)}[scale]
     settings = (NEVER, *(setting for curve in CURVES.values() for setting in curve[: 1 if smoke else None]))
-    return {
-        f"{task}_{size}": StudyConfig(
+
+    def grid(task: str, size: int) -> StudyConfig:
+        config = StudyConfig(
             name=f"data_size_and_epochs-{task}-{size}",
-            sequence=SequenceConfig(
-                name="micro-5",
-                tasks=(task,),
-                train_size=size,
-                validation_size=8 if smoke else 100,
-                test_size=8 if smoke else 100,
-            ),
+            sequence=SequenceConfig(name="micro-5", tasks=(task,), train_size=size, validation_size=100, test_size=100),
             mitigations=settings,
-            seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),
-            training=TrainingConfig(learning_rate=1e-3, steps=3 if smoke else 100, batch_size=BATCH, max_length=128),
-            evaluation=EvaluationConfig(limit=4 if smoke else 100, drift_tokens=200 if smoke else 5000),
+            seeds=seeds_of(scale),
+            training=TrainingConfig(learning_rate=1e-3, steps=100, batch_size=BATCH, max_length=128),
+            evaluation=EvaluationConfig(limit=100, drift_tokens=5000),
         )
-        for task in (("routing",) if smoke else ("routing", "second_language"))
-        for size in sizes
-    }
+        return sized(config, scale, sequence={"train_size": size, "validation_size": 8})
+
+    tasks = ("routing",) if smoke else ("routing", "second_language")
+    return {f"{task}_{size}": grid(task, size) for task in tasks for size in sizes}
 
 
 def cells(results: Results) -> pd.DataFrame:

@@ -21,8 +21,8 @@ import pandas as pd
 
 from forgetting.analysis.pareto import matched_gain
 from forgetting.analysis.stats import seed_interval
-from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Outcome, Verdict, decide, decide_within, told
 
 DAMAGE = "delta_CE:pretraining"
@@ -70,7 +70,6 @@ CLAIMS = (
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """One grid: estimators × strengths, L2-SP's strengths and naive's rates."""
-    smoke = scale == "smoke"
     count = {"smoke": 1, "laptop": 5, "gpu": 9}[scale]
     ewc = [
         f"ewc:estimator={name},strength={strength:.0f}"
@@ -79,22 +78,16 @@ def grids(scale: Scale) -> dict[str, StudyConfig]:
     ]
     l2sp = [f"l2sp:strength={strength:.3g}" for strength in np.geomspace(1, 256, count)]
     rates = [f"low_lr:factor={factor:g}" for factor in FACTORS[scale]]
-    return {
-        "strengths": StudyConfig(
-            name="ewc_strength",
-            sequence=SequenceConfig(
-                name="micro-5",
-                tasks=("new_facts",) if smoke else ("new_facts", "second_language"),
-                train_size=32 if smoke else None,
-                test_size=8 if smoke else 100,
-            ),
-            mitigations=(*rates, *ewc, *l2sp),
-            seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),
-            training=TrainingConfig(learning_rate=1e-3, steps=3 if smoke else 80, batch_size=16, max_length=128),
-            evaluation=EvaluationConfig(limit=4 if smoke else 100, drift_tokens=200 if smoke else 5000),
-            pretraining=PretrainingConfig(documents=16, held_out_documents=16) if smoke else PretrainingConfig(),
-        )
-    }
+    config = StudyConfig(
+        name="ewc_strength",
+        sequence=SequenceConfig(name="micro-5", tasks=("new_facts", "second_language"), test_size=100),
+        mitigations=(*rates, *ewc, *l2sp),
+        seeds=seeds_of(scale),
+        training=TrainingConfig(learning_rate=1e-3, steps=80, batch_size=16, max_length=128),
+        evaluation=EvaluationConfig(limit=100, drift_tokens=5000),
+    )
+    text = {"documents": 16, "held_out_documents": 16}
+    return {"strengths": sized(config, scale, tasks=1, pretraining=text)}
 
 
 def curves(results: Results) -> dict[str, pd.DataFrame]:

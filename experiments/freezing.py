@@ -25,11 +25,11 @@ import pandas as pd
 from forgetting.analysis.onset import Onset, onset
 from forgetting.analysis.pareto import matched_gain
 from forgetting.analysis.stats import Interval, seed_interval
-from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
+from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.micro.domains import PRACTISED
 from forgetting.micro.probes import load_probe
 from forgetting.micro.world import build_world
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict, decide, decide_below, told
 
 if TYPE_CHECKING:
@@ -110,24 +110,23 @@ def grids(scale: Scale) -> dict[str, StudyConfig]:
     def study(
         name: str, sequence: str, tasks: tuple[str, ...], mitigations: tuple[str, ...], steps: int, constant: bool
     ) -> StudyConfig:
-        return StudyConfig(
+        config = StudyConfig(
             name=f"freezing-{name}",
-            sequence=SequenceConfig(
-                name=sequence, tasks=tasks, train_size=32 if smoke else None, test_size=8 if smoke else 100
-            ),
+            sequence=SequenceConfig(name=sequence, tasks=tasks, test_size=100),
             mitigations=mitigations,
-            seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),
+            seeds=seeds_of(scale),
             training=TrainingConfig(
                 learning_rate=1e-3,
-                steps=3 if smoke else steps,
+                steps=steps,
                 batch_size=16,
                 max_length=128,
                 scheduler="constant" if constant else "linear",
                 warmup=0.0 if constant else 0.05,
             ),
-            evaluation=EvaluationConfig(limit=8 if smoke else 100, drift=False),
-            pretraining=PretrainingConfig(documents=16, held_out_documents=16) if smoke else PretrainingConfig(),
+            evaluation=EvaluationConfig(limit=100, drift=False),
         )
+        text = {"documents": 16, "held_out_documents": 16}
+        return sized(config, scale, evaluation={"limit": 8}, pretraining=text)
 
     looks = LOOKS[scale]
     when = tuple(f"few_steps:fraction={share:g}" for share in (*looks, 1.0))

@@ -25,7 +25,7 @@ from forgetting.analysis.significance import holm, mcnemar
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.micro.sequences import SEQUENCES
 from forgetting.results import Items
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, sized
 from forgetting.verdicts import Claim, Verdict, decide, decide_within
 
 SEED = 2026
@@ -95,25 +95,22 @@ def setting(generator: np.random.Generator, seed: int) -> dict[str, Any]:
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """A grid per setting, of one run."""
-    smoke = scale == "smoke"
     generator = np.random.default_rng(SEED)
     found = {}
     for number in range({"smoke": 4, "laptop": 100, "gpu": 200}[scale]):
         drawn = setting(generator, number)
-        training = drawn["training"] | ({"steps": 3, "learning_rate": 1e-2 * (1 + number)} if smoke else {})
-        found[f"setting-{number:03d}"] = StudyConfig(
+        config = StudyConfig(
             name="incidence",
             sequence=SequenceConfig(
-                name=drawn["name"],
-                tasks=drawn["tasks"][: 1 if smoke else 2],
-                train_size=32 if smoke else drawn["train_size"],
-                test_size=8 if smoke else 50,
+                name=drawn["name"], tasks=drawn["tasks"], train_size=drawn["train_size"], test_size=50
             ),
             seeds=(drawn["seed"],),
-            training=TrainingConfig(**training),
-            evaluation=EvaluationConfig(limit=4 if smoke else 100, drift=False),
+            training=TrainingConfig(**drawn["training"]),
+            evaluation=EvaluationConfig(limit=100, drift=False),
             pretraining=PretrainingConfig(documents=4, held_out_documents=1),  # nothing here reads any
         )
+        rate = {"learning_rate": 1e-2 * (1 + number)}
+        found[f"setting-{number:03d}"] = sized(config, scale, tasks=1, training=rate)
     return found
 
 

@@ -21,9 +21,9 @@ import pandas as pd
 
 from forgetting.analysis.pareto import matched_gain
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
-from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
+from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.report.summary import curve_point
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Outcome, Verdict, decide, decide_all, decide_below, told
 
 DAMAGE = "delta_CE:pretraining"
@@ -75,36 +75,25 @@ def _listed(values: np.ndarray) -> str:
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """Paths on the tuning tasks; paths and merging on the reported ones."""
-    smoke, gpu = scale == "smoke", scale == "gpu"
     points = np.linspace(0, 1, {"smoke": 3, "laptop": 11, "gpu": 21}[scale])[1:-1]
     scales = np.linspace(0, 1, {"smoke": 3, "laptop": 6, "gpu": 11}[scale])[1:-1]
     weights = np.linspace(0, 1, {"smoke": 3, "laptop": 6, "gpu": 11}[scale])[1:-1]
-    seeds = 1 if smoke else 10 if gpu else 3
     paths = (f"wise_ft:alpha=1,curve={_listed(points)}", f"task_arithmetic:scale=1,curve={_listed(scales)}")
     merging = tuple(f"{name}:weight={w:.3g}" for name in ("fisher_merge", "merge_previous") for w in weights)
 
     def study(
         name: str, sequence: str, tasks: tuple[str, ...], mitigations: tuple[str, ...], tuning: bool
     ) -> StudyConfig:
-        return StudyConfig(
+        config = StudyConfig(
             name=name,
-            sequence=SequenceConfig(
-                name=sequence,
-                tasks=tasks[:1] if smoke else tasks,
-                train_size=32 if smoke else None,
-                test_size=8 if smoke else 100,
-            ),
+            sequence=SequenceConfig(name=sequence, tasks=tasks, test_size=100),
             mitigations=mitigations,
-            seeds=tuple(range(100, 100 + seeds)) if tuning else tuple(range(seeds)),
-            training=TrainingConfig(learning_rate=1e-3, steps=3 if smoke else 120, batch_size=16, max_length=128),
-            evaluation=EvaluationConfig(
-                limit=4 if smoke else 100,
-                offset=100 if tuning else 0,
-                drift=not tuning,
-                drift_tokens=200 if smoke else 5000,
-            ),
-            pretraining=PretrainingConfig(documents=64, held_out_documents=16) if smoke else PretrainingConfig(),
+            seeds=tuple((100 if tuning else 0) + seed for seed in seeds_of(scale)),
+            training=TrainingConfig(learning_rate=1e-3, steps=120, batch_size=16, max_length=128),
+            evaluation=EvaluationConfig(limit=100, offset=100 if tuning else 0, drift=not tuning, drift_tokens=5000),
         )
+        text = {"documents": 64, "held_out_documents": 16}
+        return sized(config, scale, tasks=1, evaluation={"drift_tokens": 200}, pretraining=text)
 
     learned = ("new_facts", "second_language")
     return {

@@ -24,7 +24,7 @@ import pandas as pd
 from forgetting.analysis.laws import compare_predictors, fit_polynomial
 from forgetting.analysis.laws.predictors import PredictorComparison
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Outcome, Verdict, decide
 
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -131,24 +131,20 @@ def grids(scale: Scale) -> dict[str, StudyConfig]:
         settings = [setting for row in SETTINGS.values() for setting in row]
     if scale == "gpu":
         settings += [setting for row in FINER.values() for setting in row]
-    return {
-        task: StudyConfig(
+
+    def grid(task: str) -> StudyConfig:
+        config = StudyConfig(
             name="kl_predicts",
-            sequence=SequenceConfig(
-                name="micro-5", tasks=(task,), train_size=32 if smoke else None, test_size=8 if smoke else 100
-            ),
+            sequence=SequenceConfig(name="micro-5", tasks=(task,), test_size=100),
             mitigations=tuple(settings),
-            seeds=(0,) if smoke else tuple(range(8 if scale == "gpu" else 3)),
-            training=TrainingConfig(
-                learning_rate=1e-2 if smoke else 1e-3, steps=3 if smoke else 80, batch_size=16, max_length=128
-            ),
-            evaluation=EvaluationConfig(
-                limit=4 if smoke else 100, drift_tokens=200 if smoke else 5000, fisher_distance=True
-            ),
-            pretraining=PretrainingConfig(documents=100 if smoke else 1000),
+            seeds=seeds_of(scale, gpu=8),
+            training=TrainingConfig(learning_rate=1e-3, steps=80, batch_size=16, max_length=128),
+            evaluation=EvaluationConfig(limit=100, drift_tokens=5000, fisher_distance=True),
+            pretraining=PretrainingConfig(documents=1000),
         )
-        for task in TASKS[: 1 if smoke else 3]
-    }
+        return sized(config, scale, training={"learning_rate": 1e-2}, pretraining={"documents": 100})
+
+    return {task: grid(task) for task in TASKS[: 1 if smoke else 3]}
 
 
 def points(results: Results) -> pd.DataFrame:

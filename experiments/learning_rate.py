@@ -21,7 +21,7 @@ import pandas as pd
 from forgetting.analysis.pareto import retention_at
 from forgetting.analysis.stats import seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict, decide, decide_below, told
 
 RATE = 1e-3
@@ -56,23 +56,16 @@ CLAIMS = (
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """One grid: rates × steps × seeds."""
-    smoke = scale == "smoke"
-    factors, fractions = ((0.01, 0.3, 1.0, 10.0), (1.0,)) if smoke else (FACTORS, FRACTIONS)
-    return {
-        "rates": StudyConfig(
-            name="learning_rate",
-            sequence=SequenceConfig(
-                name="micro-5",
-                tasks=("new_facts",) if smoke else ("new_facts", "routing", "second_language"),
-                train_size=32 if smoke else None,
-                test_size=8 if smoke else 100,
-            ),
-            mitigations=tuple(f"low_lr:factor={f:g}+few_steps:fraction={s:g}" for f in factors for s in fractions),
-            seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),
-            training=TrainingConfig(learning_rate=RATE, steps=3 if smoke else 160, batch_size=16, max_length=128),
-            evaluation=EvaluationConfig(limit=4 if smoke else 100, drift_tokens=200 if smoke else 5000),
-        )
-    }
+    factors, fractions = ((0.01, 0.3, 1.0, 10.0), (1.0,)) if scale == "smoke" else (FACTORS, FRACTIONS)
+    config = StudyConfig(
+        name="learning_rate",
+        sequence=SequenceConfig(name="micro-5", tasks=("new_facts", "routing", "second_language"), test_size=100),
+        mitigations=tuple(f"low_lr:factor={f:g}+few_steps:fraction={s:g}" for f in factors for s in fractions),
+        seeds=seeds_of(scale),
+        training=TrainingConfig(learning_rate=RATE, steps=160, batch_size=16, max_length=128),
+        evaluation=EvaluationConfig(limit=100, drift_tokens=5000),
+    )
+    return {"rates": sized(config, scale, tasks=1)}
 
 
 def cells(results: Results) -> pd.DataFrame:

@@ -23,7 +23,7 @@ import pandas as pd
 from forgetting.analysis.pareto import hypervolume, retention_at
 from forgetting.analysis.stats import Interval, paired_difference, seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict, decide, decide_below, decide_within, told
 
 RATE = 1e-3
@@ -89,7 +89,6 @@ def name(rank: int) -> str:
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """Two grids: ranks × rates on two tasks, and the control on a third; as many rates in every curve."""
-    smoke = scale == "smoke"
     ranks, full, lora = {
         "smoke": ((2, PEFT_RANK), (1.0,), (2.0,)),
         "laptop": ((2, 8, PEFT_RANK), (0.2, 0.4, 0.6, 1.0, 2.0), (0.5, 1.0, 2.0, 3.0, 5.0)),
@@ -105,22 +104,19 @@ def grids(scale: Scale) -> dict[str, StudyConfig]:
         "sweeps": (("sorting", "second_language"), [*low, *(text for texts in adapters.values() for text in texts)]),
         "new_words": (("routing",), [*low, *frozen, *adapters[PEFT_RANK]]),
     }
-    return {
-        grid: StudyConfig(
+
+    def study(grid: str, tasks: tuple[str, ...], mitigations: list[str]) -> StudyConfig:
+        config = StudyConfig(
             name=f"lora_learns_less-{grid}",
-            sequence=SequenceConfig(
-                name="micro-5",
-                tasks=tasks[:1] if smoke else tasks,
-                train_size=32 if smoke else None,
-                test_size=8 if smoke else 100,
-            ),
+            sequence=SequenceConfig(name="micro-5", tasks=tasks, test_size=100),
             mitigations=tuple(mitigations),
-            seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),
-            training=TrainingConfig(learning_rate=RATE, steps=3 if smoke else 80, batch_size=16, max_length=128),
-            evaluation=EvaluationConfig(limit=4 if smoke else 100, drift_tokens=200 if smoke else 5000),
+            seeds=seeds_of(scale),
+            training=TrainingConfig(learning_rate=RATE, steps=80, batch_size=16, max_length=128),
+            evaluation=EvaluationConfig(limit=100, drift_tokens=5000),
         )
-        for grid, (tasks, mitigations) in plans.items()
-    }
+        return sized(config, scale, tasks=1)
+
+    return {grid: study(grid, *plan) for grid, plan in plans.items()}
 
 
 def cells(results: Results, grid: str) -> pd.DataFrame:

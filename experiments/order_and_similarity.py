@@ -26,7 +26,7 @@ from forgetting.analysis.stats import Interval, seed_interval
 from forgetting.analysis.variance import variance_components
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.results import RunRecord
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict, decide, told
 
 if TYPE_CHECKING:
@@ -105,26 +105,25 @@ def orders(scale: Scale) -> list[tuple[str, ...]]:
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """A grid per order, and one per other sequence; the references are in the first order's and in the latter."""
-    smoke = scale == "smoke"
 
     def grid(sequence: str, tasks: tuple[str, ...], *mitigations: str) -> StudyConfig:
-        return StudyConfig(
+        config = StudyConfig(
             name="order_and_similarity",
-            sequence=SequenceConfig(
-                name=sequence, tasks=tasks, train_size=32 if smoke else None, test_size=8 if smoke else 100
-            ),
+            sequence=SequenceConfig(name=sequence, tasks=tasks, test_size=100),
             mitigations=("naive", *mitigations),
-            seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 4)),
-            training=TrainingConfig(learning_rate=1e-3, steps=3 if smoke else 80, batch_size=16, max_length=128),
-            evaluation=EvaluationConfig(limit=4 if smoke else 100, drift=False),
+            seeds=seeds_of(scale, laptop=4),
+            training=TrainingConfig(learning_rate=1e-3, steps=80, batch_size=16, max_length=128),
+            evaluation=EvaluationConfig(limit=100, drift=False),
             pretraining=PretrainingConfig(documents=4, held_out_documents=1),  # nothing here reads any
         )
+        return sized(config, scale)
 
     ordered = {
         f"order-{place}": grid("micro-5", tasks, *(["single_task"] if place == 1 else []))
         for place, tasks in enumerate(orders(scale), start=1)
     }
-    near = {kind: grid(f"micro-{kind}", tasks[: 2 if smoke else 3], "single_task") for kind, tasks in NEAR.items()}
+    count = 2 if scale == "smoke" else 3
+    near = {kind: grid(f"micro-{kind}", tasks[:count], "single_task") for kind, tasks in NEAR.items()}
     return ordered | near
 
 

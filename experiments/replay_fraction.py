@@ -26,7 +26,7 @@ import pandas as pd
 from forgetting.analysis.laws import fit_injection, leave_one_group_out
 from forgetting.analysis.stats import Interval, seed_interval
 from forgetting.config import EvaluationConfig, PretrainingConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict, decide, decide_below, decide_within, told
 
 MODELS = {"300k": "results/models/micro-300k", "1M": "micro", "4M": "results/models/micro-4M"}
@@ -84,27 +84,24 @@ def _replay(fraction: float) -> str:
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """``law-<model>-<D>``, ``shift-<kind>``, ``self``."""
     smoke = scale == "smoke"
-    seeds = (0,) if smoke else tuple(range(10 if scale == "gpu" else 3))
     models, sizes, fractions = ({"1M": "micro"}, (16, 48), (0.0, 0.01, 0.25)) if smoke else (MODELS, SIZES, FRACTIONS)
 
     def grid(
         name: str, shift: str, mitigations: tuple[str, ...], size: int, model: str = "micro", source: str = "micro"
     ) -> StudyConfig:
         sequence, task = SHIFTS[shift]
-        return StudyConfig(
+        config = StudyConfig(
             name=f"replay_fraction-{name}",
             model=model,
-            sequence=SequenceConfig(
-                name=sequence, tasks=(task,), train_size=size, validation_size=8, test_size=8 if smoke else 100
-            ),
+            sequence=SequenceConfig(name=sequence, tasks=(task,), train_size=size, validation_size=8, test_size=100),
             mitigations=mitigations,
-            seeds=seeds,
+            seeds=seeds_of(scale),
             training=TrainingConfig(learning_rate=1e-3, epochs=1, batch_size=16, max_length=128),
-            evaluation=EvaluationConfig(limit=4 if smoke else 100, drift_tokens=200 if smoke else 5000),
-            pretraining=PretrainingConfig(
-                source=source, documents=8 if smoke else 1000, held_out_documents=4 if smoke else 200
-            ),
+            evaluation=EvaluationConfig(limit=100, drift_tokens=5000),
+            pretraining=PretrainingConfig(source=source, documents=1000, held_out_documents=200),
         )
+        text = {"documents": 8, "held_out_documents": 4}
+        return sized(config, scale, sequence={"train_size": size}, pretraining=text)
 
     law = {
         f"law-{label}-{size}": grid(f"{label}-{size}", "new", tuple(map(_replay, fractions)), size, model)

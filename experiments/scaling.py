@@ -28,7 +28,7 @@ import pandas as pd
 from forgetting.analysis.laws import fit_finetuning_loss, fit_tuned_parameters, leave_one_group_out
 from forgetting.analysis.stats import seed_interval
 from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
-from forgetting.studies import Results, Scale, Study, main
+from forgetting.studies import Results, Scale, Study, main, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict, decide, decide_all, decide_below, told
 
 MODELS = {"300k": "results/models/micro-300k", "1M": "micro", "4M": "results/models/micro-4M"}
@@ -70,30 +70,26 @@ CLAIMS = (
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
     """A grid per model size: methods × steps."""
-    smoke = scale == "smoke"
-    models, ranks, steps = ({"1M": "micro"}, (4,), (1, 2)) if smoke else (MODELS, RANKS, STEPS)
+    models, ranks, steps = ({"1M": "micro"}, (4,), (1, 2)) if scale == "smoke" else (MODELS, RANKS, STEPS)
     methods = ["naive", *(f"lora:r={rank},alpha={rank},lr_factor={LORA_RATE}" for rank in ranks)]
     longest = steps[-1]
     mitigations = tuple(f"{method}+few_steps:fraction={count / longest:g}" for method in methods for count in steps)
-    return {
-        label: StudyConfig(
+
+    def grid(label: str, model: str) -> StudyConfig:
+        config = StudyConfig(
             name=f"scaling-{label}",
             model=model,
-            sequence=SequenceConfig(
-                name="micro-5",
-                tasks=("second_language",),
-                train_size=32 if smoke else 1000,
-                test_size=8 if smoke else 100,
-            ),
+            sequence=SequenceConfig(name="micro-5", tasks=("second_language",), train_size=1000, test_size=100),
             mitigations=mitigations,
-            seeds=(0,) if smoke else tuple(range(10 if scale == "gpu" else 3)),
+            seeds=seeds_of(scale),
             training=TrainingConfig(
                 learning_rate=1e-3, steps=longest, batch_size=16, max_length=128, scheduler="constant"
             ),
-            evaluation=EvaluationConfig(limit=4 if smoke else 50, drift_tokens=200 if smoke else 5000),
+            evaluation=EvaluationConfig(limit=50, drift_tokens=5000),
         )
-        for label, model in models.items()
-    }
+        return sized(config, scale, training={"steps": longest})
+
+    return {label: grid(label, model) for label, model in models.items()}
 
 
 def points(results: Results) -> pd.DataFrame:
