@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from forgetting.config import TrainingConfig
-    from forgetting.training_state import TaskCheckpoints
+    from forgetting.training_state import TaskCheckpoints, TorchState
 
 logger = logging.getLogger(__name__)
 
@@ -70,20 +70,6 @@ def training_arguments(config: TrainingConfig, *, seed: int, output: str) -> Tra
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # the Trainer would split batches over all GPUs it sees, and the model lives on one
     return arguments
-
-
-_RandomState = tuple[torch.Tensor, "torch.Tensor | None"]
-"""Of torch's global generators: the CPU's, and the GPU's where there is one."""
-
-
-def _random_state() -> _RandomState:
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-
-def _set_random_state(state: _RandomState) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
 
 
 class _Hooks(TrainerCallback):
@@ -180,7 +166,7 @@ class ContinualTrainer(Trainer):
         self.split_to: int | None = None
         self._predicted_in_batch: int | None = None
         self._step_loss = 0.0
-        self._step_batches: list[tuple[dict[str, torch.Tensor], torch.Tensor | int | None, _RandomState]] = []
+        self._step_batches: list[tuple[dict[str, torch.Tensor], torch.Tensor | int | None, TorchState]] = []
         super().__init__(
             model=model,
             args=args,
@@ -238,7 +224,7 @@ class ContinualTrainer(Trainer):
         if num_items_in_batch is not None and int(num_items_in_batch) == 0:
             num_items_in_batch = torch.ones_like(torch.as_tensor(num_items_in_batch))
         self._wrapped = model
-        self._step_batches.append((inputs, num_items_in_batch, _random_state()))
+        self._step_batches.append((inputs, num_items_in_batch, training_state.torch_state()))
         fits = True
         try:
             loss = self._backward(model, inputs, num_items_in_batch)
@@ -257,12 +243,12 @@ class ContinualTrainer(Trainer):
     def _gradients_again(self) -> None:
         """Compute the step's gradients anew, at the present weights, with the dropout of the first time."""
         self._trained.zero_grad(set_to_none=True)
-        now = _random_state()
+        now = training_state.torch_state()
         with statistics_kept(self._trained):
             for inputs, num_items_in_batch, then in self._step_batches:
-                _set_random_state(then)
+                training_state.set_torch_state(then)
                 self._backward(self._wrapped, inputs, num_items_in_batch)
-        _set_random_state(now)
+        training_state.set_torch_state(now)
 
     def _backward(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None
@@ -296,7 +282,7 @@ class ContinualTrainer(Trainer):
             free()
             try:
                 for inputs, num_items_in_batch, then in self._step_batches:
-                    _set_random_state(then)
+                    training_state.set_torch_state(then)
                     loss = self._backward(model, inputs, num_items_in_batch)
             except Exception as error:
                 if not is_out_of_memory(error):

@@ -142,6 +142,23 @@ def load_optimizer(optimizer: Any, tensors: Mapping[str, Tensor], values: Mappin
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
+TorchState = tuple[Tensor, Tensor | None]
+"""Of torch's global generators: the CPU's, and that of the GPU in use where there is one."""
+
+
+def torch_state() -> TorchState:
+    """What dropout draws from; it is kept for every batch, so other GPUs are not waited for."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+
+def set_torch_state(state: TorchState) -> None:
+    """Restore what :func:`torch_state` gave."""
+    cpu, gpu = state
+    torch.set_rng_state(cpu)
+    if gpu is not None:
+        torch.cuda.set_rng_state(gpu)
+
+
 def random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All global random states: Python's, numpy's, torch's on the CPU and on every GPU."""
     version, internal, gauss = random.getstate()
