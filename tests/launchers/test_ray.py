@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from forgetting.config import RunConfig
 from forgetting.errors import UsageError
@@ -24,8 +25,6 @@ from forgetting.rerun import compare
 from forgetting.results import ResultStore, RunRecord
 from forgetting.study import run_study
 from tests.tiny_study import tiny_study
-
-ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'forgetting[ray]')")
 
 DYING = '''
 import os, signal
