@@ -35,7 +35,13 @@ def small_study() -> StudyConfig:
         {
             "name": "torture",
             "model": "micro",
-            "sequence": {"name": "micro-5", "tasks": ["new_facts", "sorting"], "train_size": 24, "test_size": 8},
+            "sequence": {
+                "name": "micro-5",
+                "tasks": ["new_facts", "sorting"],
+                "train_size": 24,
+                "validation_size": 8,
+                "test_size": 8,
+            },
             "mitigations": list(MITIGATIONS),
             "training": {"steps": 6, "batch_size": 4, "max_length": 96, "gradient_accumulation": 1},
             "evaluation": {"suite": "micro", "limit": 4, "drift_tokens": 200},
@@ -48,6 +54,8 @@ def warm(folder: Path) -> None:
     """Load what every process of a study in ``folder`` shares."""
     import torch
 
+    import forgetting.avalanche.buffers
+    import forgetting.fisher  # noqa: F401  # both on the way of a run, and each fork would import them anew
     from forgetting.run import prepare
 
     if torch.get_num_threads() != 1:  # a fork does not take other threads along
