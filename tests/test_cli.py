@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -82,10 +82,10 @@ def test_own_jsonl_from_flags_to_report(
     code, said, _ = here("run", *flags, "--name", "own", "--dry-run")
     assert code == 0 and "2 of 2 runs to do over 1 tasks (own), 6 steps, about" in said
     assert not (tmp_path / "results").exists()
-    begun = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = forgetting("run", *flags, "--name", "own", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begun < 120
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 120  # of the processor, not by the clock
     folder = tmp_path / "results" / "own"
     assert len(list((folder / "runs").glob("*.json"))) == 2
     page = (folder / "report.html").read_text()

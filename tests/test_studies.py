@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from forgetting.cli import app
-from forgetting.config import StudyConfig
+from forgetting.config import EvaluationConfig, SequenceConfig, StudyConfig, TrainingConfig
 from forgetting.errors import UsageError
 from forgetting.report.claims import write_claims
-from forgetting.studies import Results, Scale, Study, conclude, load, run_grids, run_named, scripts
+from forgetting.studies import Results, Scale, Study, conclude, load, run_grids, run_named, scripts, seeds_of, sized
 from forgetting.verdicts import Claim, Verdict
 
 
@@ -48,6 +49,34 @@ def test_a_study_has_a_sample_for_its_intervals_where_its_verdicts_count(name: s
             assert len(grids) >= 40 and all(len(config.runs()) == 1 for config in grids.values())
         else:
             assert grids and all(len(c.seeds) >= 3 for grid, c in grids.items() if grid != "tuning"), "it only chooses"
+
+
+def test_smoke_makes_a_grid_small_and_leaves_what_is_not_there() -> None:
+    config = StudyConfig(
+        name="s",
+        sequence=SequenceConfig(name="micro-5", tasks=("sorting", "routing"), test_size=100),
+        training=TrainingConfig(steps=80, batch_size=16),
+        evaluation=EvaluationConfig(limit=100, drift_tokens=5000),
+    )
+    assert all(sized(config, scale, tasks=1, training={"steps": 2}) is config for scale in ("laptop", "gpu"))
+    small = sized(config, "smoke", tasks=1, pretraining={"documents": 8})
+    expected = config.model_dump()
+    expected["sequence"] |= {"tasks": ("sorting",), "train_size": 32, "test_size": 8}
+    expected["training"] |= {"steps": 3}
+    expected["evaluation"] |= {"limit": 4, "drift_tokens": 200}
+    expected["pretraining"] |= {"documents": 8}
+    assert small.model_dump() == expected
+    assert sized(config, "smoke", training={"steps": 2}).training.steps == 2
+    epochs = config.model_copy(
+        update={"training": TrainingConfig(epochs=1), "evaluation": EvaluationConfig(drift=False)}
+    )
+    kept = sized(epochs, "smoke")
+    assert (kept.training, kept.evaluation.drift_tokens) == (epochs.training, epochs.evaluation.drift_tokens)
+    for wrong in ({"stepps": 2}, {"steps": 0}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            sized(config, "smoke", training=wrong)
+    assert [seeds_of(scale, laptop=4) for scale in ("smoke", "laptop")] == [(0,), (0, 1, 2, 3)]
+    assert len(seeds_of("gpu")) == 10
 
 
 def script(name: str) -> ModuleType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from forgetting.analysis.equivalence import equivalence
 from forgetting.analysis.stats import Interval, seed_interval
 from forgetting.verdicts import Outcome, decide, decide_all, decide_below, decide_within, told
 
@@ -29,6 +30,17 @@ def test_a_verdict_needs_a_whole_interval(
     assert decide(interval(low, high)) == above
     assert decide_below(interval(low, high)) == below
     assert decide_within(interval(low, high), 0.2) == within
+
+
+def test_within_a_margin_at_90_percent_is_the_test_of_equivalence_at_5() -> None:
+    rng = np.random.default_rng(0)
+    shown = []
+    for _ in range(300):
+        before, after = rng.normal(0, 1, (2, 6))
+        margin = float(rng.uniform(0.3, 3))
+        shown.append(equivalence(before, after, margin, "seeds", 0.05).equivalent)
+        assert (decide_within(seed_interval(after - before, 0.9), margin) == "holds") == shown[-1]
+    assert 30 < sum(shown) < 270
 
 
 def test_one_of_several_decides_without_being_picked_first() -> None:

@@ -95,7 +95,7 @@ def test_models_are_read_from_safetensors_alone() -> None:
 
 def test_python_files_that_are_run_are_those_that_the_user_named() -> None:
     places = [(path.name, name) for path in SOURCES for _, name, _ in calls(path) if name.endswith("exec_module")]
-    assert set(places) <= {("__init__.py", "spec.loader.exec_module"), ("studies.py", "spec.loader.exec_module")}, (
+    assert set(places) <= {("__init__.py", "spec.loader.exec_module"), ("scripts.py", "spec.loader.exec_module")}, (
         places
     )
 
