@@ -82,7 +82,13 @@ def audit(
     save_best: Annotated[
         Path | None, typer.Option(help="With --advise: write the best interpolation there, as a model folder.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences per forward pass (64 by default).")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(help="Sequences per forward pass (64 by default), or auto: as many as is found to fit."),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps scores: a base is scored once for many fine-tunes.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the verdict and the report.")] = Path(
         "audit"
     ),
@@ -117,6 +123,7 @@ def audit(
             "--save-best": save_best,
             "--drift" if drift else "--no-drift": drift,
             "--batch-size": batch_size,
+            "--cache": cache,
             "--trust-remote-code": trust_remote_code or None,
         }
         if needless := [name for name, value in given.items() if value is not None]:
@@ -127,7 +134,7 @@ def audit(
     else:
         if base is None or tuned is None:
             raise UsageError("audit: give BASE and TUNED, or --from-samples A B")
-        from forgetting.audit.load import load_input, other_base
+        from forgetting.audit.load import BATCH_SIZE, load_input, other_base
         from forgetting.audit.run import audit_models
 
         if save_best is not None and not advise:
@@ -157,7 +164,8 @@ def audit(
             suite_dir=suite_dir,
             data=data,
             limit=limit,
-            batch_size=batch_size or 64,
+            batch_size=BATCH_SIZE if batch_size is None else batch_size,
+            cache=cache,
             trust_remote_code=trust_remote_code,
         )
 

@@ -58,13 +58,18 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def library_versions() -> dict[str, str | None]:
+    """Installed versions of what numbers depend on; nothing is imported."""
+    return {name: _version(name) for name in LIBRARIES}
+
+
 def code_state() -> dict[str, Any]:
     """What ran, without a look at the hardware: versions, git state, platform and command. Imports no library."""
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "package": _version("forgetting"),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
         "python": platform.python_version(),
         "git": {"commit": commit, "dirty": bool(changes)} if commit else None,
         "platform": platform.platform(),

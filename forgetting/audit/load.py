@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from forgetting.audit.score_cache import ScoreCache
+    from forgetting.evaluation.budget import Slots
     from forgetting.evaluation.suite import Suite
     from forgetting.tasks.task import Task
 
 PROBE = "The cat's 3 hats, naïve: 1,024 µm?\n\tdef f(x): return x"
 """A text that tokenizers of one vocabulary and two ways to split would split in two ways."""
+BATCH_SIZE = 64
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -39,6 +42,8 @@ class AuditInput:
         adapter: peft's configuration of the adapter, where TUNED is one.
         suite_names, suite_dir: What the suite was loaded from.
         own_rows: Of each item of the own task's test split the row of the file that it was made of.
+        slots: Of a forward pass of the suite, instead of ``batch_size`` sequences.
+        cache: Where responses to the suite are kept.
     """
 
     base: LoadedModel
@@ -51,6 +56,8 @@ class AuditInput:
     suite_names: tuple[str, ...] = ()
     suite_dir: Path | None = None
     own_rows: tuple[dict[str, Any], ...] = ()
+    slots: Slots | None = None
+    cache: ScoreCache | None = None
 
     def own_contexts(self, field: str | None) -> list[str] | None:
         """The context of each item of the own task, as :func:`~forgetting.audit.items.clusters` finds a capability's.
@@ -72,7 +79,8 @@ def load_input(
     suite_dir: Path | None = None,
     data: Path | None = None,
     limit: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | str = BATCH_SIZE,
+    cache: Path | None = None,
     trust_remote_code: bool = False,
 ) -> AuditInput:
     """Load both models, the suite, and the own task.
@@ -85,15 +93,25 @@ def load_input(
         data: JSONL with ``prompt`` and ``completion`` (and ``choices``); a fifth of it, drawn by seed 0, is the
             test split, the same that ``forgetting run --data`` holds out.
         limit: Items per lm-eval task.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass; ``"auto"`` of the suite as many as fill a number of slots that is found,
+            and 64 of all else.
+        cache: Folder in which responses to the suite are kept, and looked for.
         trust_remote_code: Let code that came with a model run.
 
     Raises:
-        UsageError: if a model, an adapter, a suite or the data cannot be used.
+        UsageError: if a model, an adapter, a suite, the data or the folder cannot be used, or ``batch_size`` is neither
+            a positive number nor ``"auto"``.
     """
     from forgetting.audit.drift import same_tokenizer
+    from forgetting.evaluation.budget import found_budget, parse_batch_size
     from forgetting.evaluation.suite import load_suite
 
+    sequences = parse_batch_size(batch_size)
+    kept = None
+    if cache is not None:
+        from forgetting.audit.score_cache import ScoreCache  # which needs this module
+
+        kept = ScoreCache(cache)
     own = None if data is None else _own_task(data)  # small files first: a mistake in one must not wait for models
     panel = load_suite(list(suite), data_dir=suite_dir, limit=limit)
     first = load_model(base, trust_remote_code=trust_remote_code)
@@ -117,12 +135,14 @@ def load_input(
         tuned=second,
         suite=panel,
         own=own,
-        batch_size=batch_size,
+        batch_size=sequences or BATCH_SIZE,
         same_tokenizer=alike,
         adapter=adapter,
         suite_names=tuple(suite),
         suite_dir=suite_dir,
         own_rows=() if own is None or data is None else _rows(data, own),
+        slots=None if sequences else found_budget(first.model.device),
+        cache=kept,
     )
 
 

@@ -7,24 +7,36 @@ from typing import TYPE_CHECKING
 
 from forgetting.audit.items import Panel, measured
 from forgetting.errors import UsageError
+from forgetting.evaluation.budget import BatchSize, Slots
 
 if TYPE_CHECKING:
+    from forgetting.audit.score_cache import ScoreCache
     from forgetting.evaluation.suite import Suite
     from forgetting.models import LoadedModel
 
 
-def measure(loaded: LoadedModel, suite: Suite, batch_size: int) -> Panel:
+def measure(loaded: LoadedModel, suite: Suite, batch_size: BatchSize, cache: ScoreCache | None = None) -> Panel:
     """Score a model on a suite.
 
     Args:
         loaded: Left in the mode it was in.
         suite: Its capabilities become the panel's, in order.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass, or slots.
+        cache: Where responses are kept, and may be already.
 
     Raises:
         UsageError: if a text has no finite probability: of such a model there is no perplexity.
     """
-    suite.evaluate(loaded.model, loaded.tokenizer, batch_size=batch_size)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    if cache is None:
+        responses = suite.responses(model, tokenizer, batch_size)
+    else:
+        from forgetting.audit.score_cache import score_key
+
+        key = score_key(model, tokenizer, suite.requests, batch_size)
+        kinds = [request.request_type for request in suite.requests]
+        responses = cache.responses(key, kinds, lambda: suite.responses(model, tokenizer, batch_size))
+    suite.score(responses)
     samples = suite.samples()
     panel = {
         about.name: measured(
@@ -47,6 +59,8 @@ def measure(loaded: LoadedModel, suite: Suite, batch_size: int) -> Panel:
     return panel
 
 
-def other_batch_size(batch_size: int) -> int:
-    """Of the A/A run: half as many sequences per pass, or two instead of one."""
+def other_batch_size(batch_size: BatchSize) -> BatchSize:
+    """Of the A/A run: half as many sequences (or slots) per pass, or two instead of one."""
+    if isinstance(batch_size, Slots):
+        return Slots(batch_size.n // 2 if batch_size.n > 1 else 2)
     return batch_size // 2 if batch_size > 1 else 2

@@ -53,6 +53,7 @@ def audit_models(given: AuditInput, settings: Settings, say: Say = lambda doing:
     from forgetting.audit.sides import model_side, own_task
 
     begun = time.perf_counter()
+    size = given.slots or given.batch_size
     sizes = {about.name: about.n for about in given.suite.capabilities()}
     check_apart(given.suite.tasks())
     steps = looks.parts(sizes) if settings.sequential else [{name: list(range(n)) for name, n in sizes.items()}]
@@ -67,15 +68,15 @@ def audit_models(given: AuditInput, settings: Settings, say: Say = lambda doing:
             continue
         part = given.suite.part(step) if settings.sequential else given.suite
         say(f"base model, look {number}" if settings.sequential else "base model")
-        found = measure(given.base, part, given.batch_size)
+        found = measure(given.base, part, size, given.cache)
         base = _joined(base, found)
         if not made:
             check_field(base, settings.cluster)
         if not again:  # of a sequential audit, the first part's items measure the noise
             say("base model again, at another batch size")
-            again = measure(given.base, part, other_batch_size(given.batch_size))
+            again = measure(given.base, part, other_batch_size(size), given.cache)
         say(f"tuned model, look {number}" if settings.sequential else "tuned model")
-        tuned = _joined(tuned, measure(given.tuned, part, given.batch_size))
+        tuned = _joined(tuned, measure(given.tuned, part, size, given.cache))
         pairs = [pair(*sides, settings.cluster) for sides in paired(base, tuned)]
         noise = _noise(again, pairs)
         unseen = [name for name in sizes if name not in base]
@@ -89,6 +90,8 @@ def audit_models(given: AuditInput, settings: Settings, say: Say = lambda doing:
     )  # with the numbers of items that would decide
     say("own task and weights")
     notes = [] if given.same_tokenizer else ["The tokenizers differ: nothing is compared token by token."]
+    if given.cache is not None and given.cache.found:
+        notes.append("Scores of the same weights, prompts, code and precision that were kept are not computed again.")
     notes += _notes(pairs, settings.sequential and len(made) < len(steps))
     verdict = _verdict(
         judgement,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from forgetting.errors import UsageError
+from forgetting.evaluation.budget import BatchSize, fitting, sequences_of
 from forgetting.evaluation.encoding import encode_texts
 from forgetting.evaluation.likelihood import evaluating
 from forgetting.models import prompt_length
@@ -49,7 +50,7 @@ class PreparedGenerations:
     Args:
         prompts: Texts; results are in this order.
         tokenizer: Its EOS ends a continuation, as the model's own does.
-        batch_size: Prompts per batch.
+        batch_size: Prompts per batch, or slots (of prompts and continuations), halved while memory runs out.
         max_length: Most tokens of prompt and continuation together; a longer prompt loses its beginning.
         max_new_tokens: Most tokens of a continuation.
         until: Strings that end a continuation; they are not part of it.
@@ -63,7 +64,7 @@ class PreparedGenerations:
         prompts: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        batch_size: BatchSize,
         max_length: int,
         max_new_tokens: int,
         until: Sequence[str] = (),
@@ -78,19 +79,28 @@ class PreparedGenerations:
         self.until = tuple(until)
         self._encoded = [ids[-(max_length - max_new_tokens) :] for ids in encode_texts(tokenizer, prompts)]
         self._batch_size = batch_size
-        self._batches = self._batched(range(len(self._encoded)))
+        self._longest = max((len(ids) for ids in self._encoded), default=0) + max_new_tokens
+        self._made: dict[tuple[bool, BatchSize], list[_Batch]] = {}
+        self._batches(True, batch_size)
 
-    @cached_property
-    def _unpadded(self) -> list[_Batch]:
-        """Batches of prompts of one length."""
-        by_length: dict[int, list[int]] = {}
-        for index, ids in enumerate(self._encoded):
-            by_length.setdefault(len(ids), []).append(index)
-        return [batch for members in by_length.values() for batch in self._batched(members)]
+    def _batches(self, padded: bool, batch_size: BatchSize) -> list[_Batch]:
+        """All prompts, made once; where they are not padded, those of one length at a time."""
+        if (padded, batch_size) not in self._made:
+            by_length: dict[int, list[int]] = {}
+            for index, ids in enumerate(self._encoded):
+                by_length.setdefault(0 if padded else len(ids), []).append(index)
+            made = [batch for members in by_length.values() for batch in self._batched(members, batch_size)]
+            self._made[padded, batch_size] = made
+        return self._made[padded, batch_size]
 
-    def _batched(self, members: Iterable[int]) -> list[_Batch]:
+    def _batched(self, members: Iterable[int], batch_size: BatchSize) -> list[_Batch]:
         order = sorted(members, key=lambda index: (-len(self._encoded[index]), index))
-        return [self._batch(order[i : i + self._batch_size]) for i in range(0, len(order), self._batch_size)]
+        batches: list[_Batch] = []
+        while order:
+            n = sequences_of(batch_size, len(self._encoded[order[0]]) + self.max_new_tokens)
+            batches.append(self._batch(order[:n]))
+            order = order[n:]
+        return batches
 
     def _batch(self, members: list[int]) -> _Batch:
         encoded = self._encoded
@@ -106,12 +116,16 @@ class PreparedGenerations:
 
     def continuations(self, model: PreTrainedModel) -> list[Continuation]:
         """Return the continuations with their tokens, and whether each came to an end."""
+        written, self._batch_size = fitting(self._batch_size, self._longest, partial(self._continuations, model))
+        return written
+
+    def _continuations(self, model: PreTrainedModel, batch_size: BatchSize) -> list[Continuation]:
         written = [Continuation("", (), False)] * len(self._encoded)
         ends = self._end_tokens(model)
         with evaluating(model), warnings.catch_warnings():
             # Of a soft prompt's peft says that it ignores positions: those of unpadded rows are what they would be.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
-            for batch in self._unpadded if prompt_length(model) else self._batches:
+            for batch in self._batches(not prompt_length(model), batch_size):
                 for index, ids in zip(batch.members, self._continue(model, batch, ends), strict=True):
                     written[index] = self._cut(ids, ends)
         return written

@@ -11,6 +11,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from forgetting.errors import UsageError
+from forgetting.evaluation.budget import BatchSize, found_budget, parse_batch_size
 from forgetting.evaluation.encoding import encode_pairs, encode_texts, prefix_token_id
 from forgetting.evaluation.likelihood import PreparedLikelihoods
 from forgetting.evaluation.reader import CAUSAL, CausalReader, Generations, Likelihoods, Reader, truncate_pairs
@@ -28,9 +29,10 @@ class Prepared:
 
     Args:
         requests: lm-eval's instances. Those of one document share a row; where they name no document, those
-            of one context do.
+            of one context do. What all of a task begin with (the same solved examples, an instruction) decoders read
+            once per model, where it is at least half of what they read.
         tokenizer: The models'.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass, or slots (of decoders).
         max_length: Tokens that a model reads at most; what is longer loses its beginning, as in HFLM.
         reader: The family's way to read.
 
@@ -44,12 +46,14 @@ class Prepared:
         requests: Sequence[Instance],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        batch_size: BatchSize,
         max_length: int,
         reader: Reader = CAUSAL,
     ) -> None:
-        self.n, self._reader = len(requests), reader
-        self._tokenizer, self._batch_size, self._max_length = tokenizer, batch_size, max_length
+        if not isinstance(reader, CausalReader) and not isinstance(batch_size, int):
+            raise ValueError(f"batch_size {batch_size}: only decoders take slots; give a number of sequences")
+        self.n, self._reader, self._tokenizer = len(requests), reader, tokenizer
+        self._how: Any = {"batch_size": batch_size, "max_length": max_length}
         kinds: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             kinds.setdefault(request.request_type, []).append(index)
@@ -81,9 +85,10 @@ class Prepared:
         for index in indices:
             document = (requests[index].task_name, requests[index].doc_id)
             groups.append(document if document != (None, None) else requests[index].args[0])
-        return indices, self._reader.likelihoods(
-            pairs, groups, self._tokenizer, batch_size=self._batch_size, max_length=self._max_length
-        )
+        if isinstance(self._reader, CausalReader):
+            tasks = [str(requests[index].task_name) for index in indices]
+            return indices, self._reader.likelihoods(pairs, groups, self._tokenizer, **self._how, families=tasks)
+        return indices, self._reader.likelihoods(pairs, groups, self._tokenizer, **self._how)
 
     def _prepare_rolling(
         self, requests: Sequence[Instance], indices: list[int]
@@ -97,11 +102,11 @@ class Prepared:
         owners, windows = [], []
         texts = encode_texts(self._tokenizer, [requests[index].args[0] for index in indices])
         for index, ids in zip(indices, texts, strict=True):
-            for window in get_rolling_token_windows(ids, prefix, self._max_length, context_len=1):
+            for window in get_rolling_token_windows(ids, prefix, self._how["max_length"], context_len=1):
                 owners.append(index)
                 windows.append(make_disjoint_window(window))
-        sequences = truncate_pairs(windows, self._max_length)
-        return owners, PreparedLikelihoods(sequences, range(len(windows)), self._batch_size)
+        sequences = truncate_pairs(windows, self._how["max_length"])
+        return owners, PreparedLikelihoods(sequences, range(len(windows)), self._how["batch_size"])
 
     def _prepare_generations(
         self, requests: Sequence[Instance], indices: list[int]
@@ -115,8 +120,7 @@ class Prepared:
                 self._reader.generations(
                     [requests[index].args[0] for index in members],
                     self._tokenizer,
-                    batch_size=self._batch_size,
-                    max_length=self._max_length,
+                    **self._how,
                     max_new_tokens=options.max_new_tokens,
                     until=options.until,
                 ),
@@ -161,21 +165,25 @@ class SharedContextLM(LM):
     Args:
         model: A causal transformers model (or a peft model of one).
         tokenizer: Its tokenizer.
-        batch_size: Sequences per forward pass.
+        batch_size: Sequences per forward pass; or ``"auto"``, as lm-eval spells it: as many as fill a number of slots,
+            which is halved for as long as memory runs out.
         max_length: Tokens that the model reads at most; by default what its configuration says.
+
+    Raises:
+        UsageError: if ``batch_size`` is neither.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        batch_size: int = 64,
+        batch_size: int | str = 64,
         max_length: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.batch_size = batch_size
+        self.batch_size = parse_batch_size(batch_size) or found_budget(model.device)
         self.max_length = max_length or resolve_max_length(model.config, tokenizer)
 
     def prepare(self, requests: Sequence[Instance]) -> Prepared:

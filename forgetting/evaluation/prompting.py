@@ -24,6 +24,8 @@ class Prompt:
         shots: Solved items in lm-eval's few-shot format, drawn per item by lm-eval's seeded sampler from those items
             of the scored split that are not scored themselves (nor equal to one that is).
         instruction: A text before the shots, with the white space that ends it; a task's own description follows it.
+        fixed: Whether every item gets the same shots, the first of those items (lm-eval's sampler ``first_n``): they
+            are then read once per model.
 
     Raises:
         UsageError: if there is neither, or ``shots`` is negative.
@@ -31,6 +33,7 @@ class Prompt:
 
     shots: int = 0
     instruction: str = ""
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         if self.shots < 0 or not (self.shots or self.instruction):
@@ -46,7 +49,7 @@ class Prompt:
         Raises:
             UsageError: if the task does not take a prompt, or leaves too few items for the shots.
         """
-        from lm_eval.api.samplers import ContextSampler
+        from lm_eval.api.samplers import ContextSampler, FirstNSampler
         from lm_eval.api.task import ConfigurableTask
 
         name = task.config.task
@@ -65,7 +68,7 @@ class Prompt:
                 f"{self.shots + 1}; lower limit, or the shots"
             )
         task.set_config("num_fewshot", self.shots)
-        task.sampler = ContextSampler(pool)
+        task.sampler = FirstNSampler(pool) if self.fixed else ContextSampler(pool)
 
 
 def prompt_recovery(

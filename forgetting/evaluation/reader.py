@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from forgetting.errors import UsageError
+from forgetting.evaluation.budget import BatchSize
 from forgetting.evaluation.encoding import encode_pairs
 from forgetting.evaluation.generation import PreparedGenerations
 from forgetting.evaluation.likelihood import PreparedLikelihoods
@@ -70,18 +71,22 @@ class CausalReader:
         groups: Sequence[Hashable],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        batch_size: BatchSize,
         max_length: int,
+        families: Sequence[Hashable] = (),
     ) -> PreparedLikelihoods:
-        """See Reader."""
-        return PreparedLikelihoods(truncate_pairs(encode_pairs(tokenizer, pairs), max_length), groups, batch_size)
+        """See Reader; pairs of one family (a task) may share a beginning too, which is then read once per model."""
+        encoded = encode_pairs(tokenizer, pairs)
+        whole = [len(context) + len(continuation) <= max_length + 1 for context, continuation in encoded]
+        alike = [family if kept else None for family, kept in zip(families, whole, strict=True)] if families else ()
+        return PreparedLikelihoods(truncate_pairs(encoded, max_length), groups, batch_size, alike)
 
     def generations(
         self,
         prompts: Sequence[str],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        batch_size: int,
+        batch_size: BatchSize,
         max_length: int,
         max_new_tokens: int,
         until: Sequence[str] = (),

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from forgetting.evaluation.lm import Prepared
+    from forgetting.evaluation.budget import BatchSize
+    from forgetting.evaluation.lm import Prepared, Response
     from forgetting.evaluation.prompting import Prompt
     from forgetting.evaluation.reader import Reader
 
@@ -94,7 +95,7 @@ class Suite:
     def __init__(self, capabilities: Sequence[_Capability], reader: Reader | None = None) -> None:
         self._capabilities, self._reader = list(capabilities), reader
         self._requests = [request for column in capabilities for request in column.requests]
-        self._prepared: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], Prepared]] = (
+        self._prepared: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[BatchSize, int], Prepared]] = (
             WeakKeyDictionary()
         )
 
@@ -107,16 +108,30 @@ class Suite:
         return {column.info.name: [str(task.config.task) for task in column.tasks] for column in self._capabilities}
 
     def evaluate(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: BatchSize = 64
     ) -> dict[str, CapabilityScore]:
         """Score a model on every capability.
 
         Args:
             model: Left in the mode it was in.
             tokenizer: Its own.
-            batch_size: Sequences per forward pass.
+            batch_size: Sequences per forward pass, or slots (of decoders).
         """
-        responses = self._prepare(model, tokenizer, batch_size).score(model)
+        return self.score(self.responses(model, tokenizer, batch_size))
+
+    @property
+    def requests(self) -> tuple[Instance, ...]:
+        """What a model is asked, of all capabilities one after another."""
+        return tuple(self._requests)
+
+    def responses(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: BatchSize = 64
+    ) -> list[Response]:
+        """Return what a model answers to each of :attr:`requests`; arguments as those of :meth:`evaluate`."""
+        return self._prepare(model, tokenizer, batch_size).score(model)
+
+    def score(self, responses: Sequence[Response]) -> dict[str, CapabilityScore]:
+        """Return the scores of these responses, one per request."""
         for request, response in zip(self._requests, responses, strict=True):
             request.resps = [response] * (request.repeats or 1)  # greedy: repeats would be the same
         with quiet():
@@ -157,7 +172,7 @@ class Suite:
         """Raise UsageError if the model does not read an item whole: it would read its end alone."""
         from forgetting.evaluation.lm import tokens_read
 
-        most = _most_tokens(model, tokenizer)
+        most = most_tokens(model, tokenizer)
         for request, tokens in zip(self._requests, tokens_read(self._requests, tokenizer), strict=True):
             if tokens > most:
                 raise UsageError(
@@ -165,11 +180,11 @@ class Suite:
                     f"it, and the model reads {most}; give fewer shots, or a shorter instruction"
                 )
 
-    def _prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> Prepared:
+    def _prepare(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: BatchSize) -> Prepared:
         from forgetting.evaluation.lm import Prepared
         from forgetting.evaluation.reader import CAUSAL
 
-        key = batch_size, _most_tokens(model, tokenizer)
+        key = batch_size, most_tokens(model, tokenizer)
         by_size = self._prepared.setdefault(tokenizer, {})
         if key not in by_size:
             reader = self._reader or CAUSAL
@@ -177,7 +192,8 @@ class Suite:
         return by_size[key]
 
 
-def _most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many tokens a model reads of a request: what is longer loses its beginning."""
     from lm_eval.models.utils import resolve_max_length
 
     from forgetting.models import prompt_length

@@ -136,6 +136,8 @@ def test_the_page_shows_the_flips_that_moved_furthest(tmp_path: Path) -> None:
         (["--from-samples", "a", "b", "--limit", "5"], "--from-samples: compares logs, and --limit is of models"),
         (["--from-samples", "a", "b", "--batch-size", "64"], "and --batch-size is of models"),
         (["--from-samples", "a", "b", "--diagnose"], "and --diagnose is of models"),
+        (["--from-samples", "a", "b", "--cache", "c"], "and --cache is of models"),
+        (["micro", "micro", "--batch-size", "0"], "batch_size '0': is neither a positive number"),
         (["--from-samples", "a", "b", "--no-drift"], "and --no-drift is of models"),
         (["--from-samples", "a", "b", "--trust-remote-code"], "and --trust-remote-code is of models"),
         (["--from-samples", "nowhere", "b"], "samples 'nowhere': no such file"),

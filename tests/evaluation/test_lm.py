@@ -73,7 +73,7 @@ def test_loglikelihoods_equal_hflms(name: str, max_length: int | None) -> None:
         requests += [request("loglikelihood", (f"w{item + 2}", f" w{token}"), item, "greedy") for token in (best, 9)]
     expected = hflm(model, max_length=max_length).loglikelihood(requests, disable_tqdm=True)
     prepared = SharedContextLM(model, TOKENIZER, batch_size=8, max_length=max_length).prepare(requests)
-    assert any(batch.ends is not None for batch in prepared._choices[1]._packed)
+    assert any(batch.ends is not None for batch in prepared._choices[1]._batches("packed", 8))
     scores = prepared.score(model)
     assert likelihood._honours_masks[model]["sdpa"][0]
     assert [score[1] for score in scores] == [greedy for _, greedy in expected]
