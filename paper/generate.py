@@ -30,10 +30,10 @@ except ImportError as error:
 PARTS = (
     Part(
         "evaluation",
-        ("benchmarks/evaluation.json",),
-        "python experiments/benchmarks/evaluation.py --model micro --repeats 5",
+        ("benchmarks/evaluation/evaluation.json",),
+        "python experiments/benchmarks/evaluation.py --limit 16",
         studies.evaluation,
-        ("benchmarks/evaluation.json",),
+        ("benchmarks/evaluation/evaluation.json",),
     ),
     Part(
         "fisher-cost",

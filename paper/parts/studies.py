@@ -51,12 +51,14 @@ def paper(text: str) -> str:
 
 def evaluation(results: Path, out: Output) -> None:
     """How long the evaluation of capabilities takes beside lm-eval's own."""
-    source = "results/benchmarks/evaluation.json"
-    content = read_json(results / "benchmarks/evaluation.json")
-    require(content["max_score_difference"] == 0, "no score differs from lm-eval's own")
-    out.macro("EvaluationItems", int(content["items"]), source)
-    out.macro("EvaluationRatio", float(content["ratio_to_suite"]["simple_evaluate"]), source)
-    out.macro("EvaluationRepeats", int(content["repeats"]), source)
+    source = "results/benchmarks/evaluation/evaluation.json"
+    content = read_json(results / "benchmarks/evaluation/evaluation.json")
+    require(all(part["flips"] == 0 for part in content["found"]), "no item flips against lm-eval's own")
+    parts = {part["shots"]: part for part in content["found"]}
+    out.macro("EvaluationItems", int(parts[0]["items"]), source)
+    out.macro("EvaluationRatio", float(parts[0]["ratio"]["simple_evaluate"]["median"]), source)
+    out.macro("EvaluationFewShotRatio", float(parts[5]["ratio"]["simple_evaluate"]["median"]), source)
+    out.macro("EvaluationRepeats", min(int(part["rounds"]) for part in parts.values()), source)
 
 
 def verdicts(results: Path) -> dict[str, tuple[str, dict[str, Any]]]:
