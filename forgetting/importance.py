@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,9 +148,9 @@ def _features(data: str, loaded: LoadedModel, limit: int, max_length: int) -> li
         return encode_texts(loaded.tokenizer, pretraining_documents(limit, 0), max_length)
     path = Path(data).expanduser()
     if path.suffix == ".jsonl" and path.is_file():
-        rows = json_lines(path, "data")
-        if rows and "text" not in rows[0][1]:
-            examples = rows_to_examples(rows[:limit], TaskConfig(name=path.stem, train=data))
+        rows = list(islice(json_lines(path, "data"), limit))
+        if "text" not in rows[0][1]:
+            examples = list(rows_to_examples(rows, TaskConfig(name=path.stem, train=data)))
             return encode_examples(loaded.tokenizer, examples, max_length)
     documents = read_documents(data, "data", limit)[:limit]
     if not documents:

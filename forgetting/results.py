@@ -5,7 +5,7 @@ Layout of a study's folder::
     study.yaml                 the configuration
     runs/<run id>.json         one RunRecord
     runs/<run id>.items.json.gz  per-item outcomes of every row
-    cache/                     text sampled from the base model, shared by the study's runs
+    cache/                     text sampled from the base model, and tokenised data, shared by the study's runs
     checkpoints/<run id>/      what an unfinished run goes on from (``forgetting.checkpoint``)
     .lock                      who works on the study, while somebody does (``forgetting.lock``)
     summary.csv, figures/, report.html   derived by `forgetting report`
@@ -18,8 +18,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from forgetting.checkpoint import flush
 from forgetting.config import StudyConfig, parse_study, read_yaml, write_yaml
@@ -48,6 +49,7 @@ __all__ = [
     "TaskCost",
     "TaskInfo",
     "TextDrift",
+    "atomic_file",
     "read_items",
     "read_record",
     "write_atomically",
@@ -55,7 +57,14 @@ __all__ = [
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write, flush to disk, rename: a reader sees the old file or the new one, never a part.
+    """Write a file whole, see :func:`atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Write within, then flush to disk and rename: a reader sees the old file or the new one, never a part.
 
     Raises:
         UsageError: if the folder cannot be written (read-only, full); the old file is untouched.
@@ -64,13 +73,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         flush(path.parent)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        if not isinstance(error, OSError):
+            raise
         raise UsageError(
             f"output {str(path)!r}: cannot be written: {error.strerror or error}; "
             "what was finished before is intact, give a writable folder with free space"

@@ -7,7 +7,7 @@ import hashlib
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -49,6 +49,7 @@ from forgetting.tasks.encode import ExampleDataset, pack
 from forgetting.tasks.pretraining import PretrainingText
 from forgetting.tasks.sequence import load_sequence
 from forgetting.tasks.task import Sequence, Task
+from forgetting.tasks.token_cache import TokenCache
 from forgetting.tracking import Tracker
 from forgetting.trainer import ContinualTrainer, training_arguments
 from forgetting.training_state import TaskCheckpoints
@@ -69,6 +70,7 @@ class Setting:
     family: Family
     pretraining: PretrainingText
     evaluator: Evaluator
+    cache_dir: Path
     another: Callable[[], PreTrainedModel] | None = None
     """Makes copies of a pretrained model that is sharded."""
 
@@ -89,10 +91,25 @@ class Setting:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of every example and document: names of files stay when what is in them changes."""
-        tasks = [(task.name, task.train, task.validation, task.test) for task in self.sequence.tasks]
+        found = hashlib.sha256()
+        for part in self._shown():
+            found.update(part.encode())
+        return found.hexdigest()
+
+    def _shown(self) -> Iterator[str]:
+        """The repr of (tasks, training and validation text, held-out text), piece by piece."""
         text = self.pretraining
-        content = repr((tasks, text.train, text.validation, sorted(text.held_out.items())))
-        return hashlib.sha256(content.encode()).hexdigest()
+        yield "(["
+        for position, task in enumerate(self.sequence.tasks):
+            yield f"{', ' if position else ''}({task.name!r}, ("
+            yield from (f"{', ' if i else ''}{example!r}" for i, example in enumerate(task.train))
+            yield f"{',' if len(task.train) == 1 else ''}), {task.validation!r}, {task.test!r})"
+        yield f"], {text.train!r}, {text.validation!r}, {sorted(text.held_out.items())!r})"
+
+    @cached_property
+    def tokens(self) -> TokenCache:
+        """The training features of the sequence's tasks."""
+        return TokenCache(self.cache_dir, self.family, self.digest)
 
 
 @lru_cache(maxsize=1)
@@ -105,7 +122,7 @@ def _setting(shared: str, cache_dir: Path) -> Setting:
         raise UsageError(f"training.packing: is for decoders, and model {config.model!r} is none; leave it out")
     pretraining = family.pretraining(config.pretraining, cache_dir)
     evaluator = Evaluator(family, config.evaluation, pretraining, config.training.max_length)
-    return Setting(family, pretraining, evaluator)
+    return Setting(family, pretraining, evaluator, cache_dir)
 
 
 def prepare(config: RunConfig, store: ResultStore) -> Setting:
@@ -306,8 +323,8 @@ def run_context(config: RunConfig, setting: Setting) -> RunContext:
         training=config.training,
         pretraining=setting.pretraining,
         tasks=setting.sequence.tasks,
-        encode_task=lambda task: family.encode(task, task.train, max_length),
-        encode_validation=lambda task: family.encode(task, task.validation, max_length),
+        encode_task=lambda task: setting.tokens.features(task, "train", max_length),
+        encode_validation=lambda task: setting.tokens.features(task, "validation", max_length),
         encode_text=lambda texts: family.encode_pretraining(texts, text_length),
         pack=(lambda features: pack(features, max_length)) if config.training.packing else (lambda features: features),
     )

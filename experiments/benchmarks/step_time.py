@@ -182,7 +182,9 @@ def main() -> None:
             pretraining=PretrainingConfig(documents=200, max_length=96),
         )
         setting = prepare(shared, ResultStore(folder))
-    setting = Setting(Decoder(setting.base, Sequence("text", tasks())), setting.pretraining, setting.evaluator)
+    setting = Setting(
+        Decoder(setting.base, Sequence("text", tasks())), setting.pretraining, setting.evaluator, setting.cache_dir
+    )
     contenders = {text: Contender(text, setting, options.steps) for text in options.methods}
     ratios: dict[str, list[float]] = {text: [] for text in options.methods}
     reference = Contender("naive", setting, options.steps)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from forgetting.tasks.pretraining import PretrainingText
     from forgetting.tasks.task import Task
 
-    Features = list[dict[str, Any]]
+    Features = Sequence[dict[str, Any]]
 
 
 class Options(BaseModel):

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
+from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from forgetting.config import TaskConfig
 from forgetting.errors import UsageError
@@ -11,8 +16,12 @@ from forgetting.tasks.benchmarks import read_superni, read_trace
 from forgetting.tasks.files import own_path
 from forgetting.tasks.hub import read_hub
 from forgetting.tasks.images import read_images
+from forgetting.tasks.lazy import Selected
 from forgetting.tasks.task import Example, Task
 from forgetting.tasks.text import Notes, read_jsonl
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TEST_SHARE = 0.2
 """Share of train that becomes the test split where there is none."""
@@ -75,7 +84,7 @@ def load_task(config: TaskConfig) -> Task:
         chance = math.fsum(1 / len(item.choices or ()) for item in kept["test"]) / len(kept["test"])
     return Task(
         name=config.name,
-        train=tuple(kept["train"]),
+        train=kept["train"],
         validation=tuple(kept["validation"]),
         test=tuple(kept["test"]),
         metric=metric,
@@ -110,21 +119,19 @@ def _same_file(first: str, second: str) -> bool:
     return own_path(first, "file").resolve() == own_path(second, "file").resolve()
 
 
-def _cut(examples: list[Example], count: int, seed: str, where: str) -> tuple[list[Example], list[Example]]:
+def _cut(examples: Items[Example], count: int, seed: str, where: str) -> tuple[Items[Example], Items[Example]]:
     """Split ``count`` examples off, both parts in the file's order."""
     if count >= len(examples):
         raise UsageError(
             f"{where}: {count} to be cut from {len(examples)} training examples leaves none to train on; "
             f"give more examples, or a {where.rsplit(' ', 1)[1]} file"
         )
-    chosen = set(_permutation(len(examples), seed)[:count])
-    return (
-        [item for i, item in enumerate(examples) if i not in chosen],
-        [item for i, item in enumerate(examples) if i in chosen],
-    )
+    chosen = np.zeros(len(examples), dtype=bool)
+    chosen[_permutation(len(examples), seed)[:count]] = True
+    return Selected(examples, np.flatnonzero(~chosen)), Selected(examples, np.flatnonzero(chosen))
 
 
-def _draw(examples: list[Example], size: int | None, seed: str, split: str, notes: Notes) -> list[Example]:
+def _draw(examples: Items[Example], size: int | None, seed: str, split: str, notes: Notes) -> Items[Example]:
     """Keep ``size`` examples, or all where there are fewer; either is noted."""
     if size is None or size == len(examples):
         return examples
@@ -132,18 +139,19 @@ def _draw(examples: list[Example], size: int | None, seed: str, split: str, note
         notes[f"{split}_smaller_than_asked"] = f"{len(examples)} of {size}"
         return examples
     notes[f"{split}_left_out_by_size"] = len(examples) - size
-    return [examples[i] for i in sorted(_permutation(len(examples), seed)[:size])]
+    return Selected(examples, np.sort(_permutation(len(examples), seed)[:size]))
 
 
-def _permutation(count: int, seed: str) -> list[int]:
-    order = list(range(count))
+def _permutation(count: int, seed: str) -> NDArray[np.int64]:
+    order = array("q", range(count))  # eight bytes for an example, where a list has five times as many
     random.Random(seed).shuffle(order)
-    return order
+    return np.frombuffer(order, np.int64)
 
 
-def _note_duplicates(first: list[Example], test: list[Example], name: str, notes: Notes) -> None:
-    pairs = {(item.prompt, item.completion) for item in first}
-    prompts = {item.prompt for item in first}
+def _note_duplicates(first: Items[Example], test: Items[Example], name: str, notes: Notes) -> None:
+    looked_for = {item.prompt for item in test}
+    same = [(item.prompt, item.completion) for item in first if item.prompt in looked_for]
+    pairs, prompts = set(same), {prompt for prompt, _ in same}
     for key, count in (
         (f"duplicates_{name}", sum((item.prompt, item.completion) in pairs for item in test)),
         (f"duplicate_prompts_{name}", sum(item.prompt in prompts for item in test)),

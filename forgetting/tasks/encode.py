@@ -10,17 +10,21 @@ their models alone (``forgetting.families``).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from forgetting.evaluation.encoding import encode_pairs, prefix_token_id
+from forgetting.tasks.lazy import Lazy
 from forgetting.tasks.mixing import SOURCES
 from forgetting.tasks.task import Example
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 Feature = dict[str, Any]
@@ -130,7 +134,7 @@ class ExampleDataset(Dataset):
         return self.features[index]
 
 
-def pack(features: Iterable[Feature], max_length: int) -> list[Feature]:
+def pack(features: Sequence[Feature], max_length: int) -> Packed:
     """Pack features into rows of at most ``max_length`` tokens, each into the first row with room for it.
 
     A row holds features of one source. No token of a feature attends to another feature's, and nothing predicts
@@ -139,29 +143,55 @@ def pack(features: Iterable[Feature], max_length: int) -> list[Feature]:
     Raises:
         ValueError: if a feature is longer than ``max_length``.
     """
-    rows: list[Feature] = []
-    open_rows: dict[int, list[Feature]] = {}
-    features = list(features)
-    shortest = min((len(feature["input_ids"]) for feature in features), default=0)
-    for feature in features:
-        length = len(feature["input_ids"])
+    lengths = array("l", (len(feature["input_ids"]) for feature in features))
+    shortest, filled = min(lengths, default=0), array("l")
+    row_of = array("l")
+    open_rows: dict[int, list[int]] = {}
+    for feature, length in zip(features, lengths, strict=True):
         if length > max_length:
             raise ValueError(f"pack: a feature has {length} tokens, more than max_length {max_length}")
         candidates = open_rows.setdefault(feature["source"], [])
-        row = next((r for r in candidates if len(r["input_ids"]) + length <= max_length), None)
+        row = next((row for row in candidates if filled[row] + length <= max_length), None)
         if row is None:
-            row = {key: [] for key in ("input_ids", "labels", "position_ids", "segments")}
-            row |= {"source": feature["source"], "truncated": 0}
-            rows.append(row)
+            row = len(filled)
+            filled.append(0)
             candidates.append(row)
-        row["input_ids"] += feature["input_ids"]
-        row["labels"] += [IGNORED, *feature["labels"][1:]]
-        row["position_ids"] += range(length)
-        row["segments"].append(length)
-        row["truncated"] += feature["truncated"]
-        if len(row["input_ids"]) + shortest > max_length:
-            candidates[:] = [other for other in candidates if other is not row]
-    return rows
+        filled[row] += length
+        row_of.append(row)
+        if filled[row] + shortest > max_length:
+            candidates.remove(row)
+    return Packed(features, np.array(row_of, dtype=np.int64))
+
+
+class Packed(Lazy[Feature]):
+    """Rows of features, put together when they are asked for.
+
+    Args:
+        features: Of which, in the order in which they stand in a row.
+        row_of: The row of each, int64 (N,); every row has one.
+    """
+
+    def __init__(self, features: Sequence[Feature], row_of: NDArray[np.int64]) -> None:
+        self.features = features
+        self._order = np.argsort(row_of, kind="stable")
+        self._ends = np.cumsum(np.bincount(row_of)) if len(row_of) else row_of
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def item(self, index: int) -> Feature:
+        """See :class:`Lazy`."""
+        begin = self._ends[index - 1] if index else 0
+        row: Feature = {key: [] for key in ("input_ids", "labels", "position_ids", "segments")}
+        for i in self._order[begin : self._ends[index]]:
+            feature = self.features[int(i)]
+            length = len(feature["input_ids"])
+            row |= {"source": feature["source"], "truncated": row.get("truncated", 0) + feature["truncated"]}
+            row["input_ids"] += feature["input_ids"]
+            row["labels"] += [IGNORED, *feature["labels"][1:]]
+            row["position_ids"] += range(length)
+            row["segments"].append(length)
+        return row
 
 
 class Collator:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,33 @@ def kind(value: object) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
+@contextmanager
+def _opening(path: Path, name: str) -> Iterator[None]:
+    """Say in one line why a file cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings[:200]) if siblings else "; the folder does not exist either"
+        raise UsageError(f"{name}: no such file{hint}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{name}: is a folder; give a file in it") from None
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # a name with a null character
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{name}: is not the name of a file: {error}") from None
+
+
+def _not_utf8(name: str, line: int, byte: int) -> UsageError:
+    return UsageError(f"{name}, line {line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8")
+
+
+def _empty(name: str) -> UsageError:
+    return UsageError(f"{name}: is empty; it needs at least one example")
+
+
 def read_utf8(path: Path, where: str) -> str:
     """Read a text file; a byte order mark is dropped.
 
@@ -32,27 +61,14 @@ def read_utf8(path: Path, where: str) -> str:
         UsageError: if it is missing, a folder, unreadable, empty, or not UTF-8.
     """
     name = f"{where} {str(path)!r}"
-    try:
+    with _opening(path, name):
         content = path.read_bytes()
-    except FileNotFoundError:
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings[:200]) if siblings else "; the folder does not exist either"
-        raise UsageError(f"{name}: no such file{hint}") from None
-    except IsADirectoryError:
-        raise UsageError(f"{name}: is a folder; give a file in it") from None
-    except OSError as error:
-        raise UsageError(f"{name}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # a name with a null character
-        raise UsageError(f"{name}: is not the name of a file: {error}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UsageError(
-            f"{name}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+        raise _not_utf8(name, content[: error.start].count(b"\n") + 1, content[error.start]) from None
     if not text.strip():
-        raise UsageError(f"{name}: is empty; it needs at least one example")
+        raise _empty(name)
     return text
 
 
@@ -109,19 +125,31 @@ def parse_json(text: str, where: str, *, line: int | None = None) -> Any:
         raise UsageError(f"{at}: {str(error).split(';')[0]}; give text or a finite number") from None
 
 
-def json_lines(path: Path, where: str) -> list[tuple[str, dict[str, Any]]]:
-    """Read a JSONL file: ``(place, object)`` per line, blank lines skipped; the place names file and line.
+def json_lines(path: Path, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read a JSONL file line by line: ``(place, object)`` each, blank ones skipped; the place names file and line.
 
     Raises:
         UsageError: see :func:`read_utf8` and :func:`parse_json`; and if a line is not an object.
     """
     name = f"{where} {str(path)!r}"
-    rows = []
-    for number, line in enumerate(read_utf8(path, where).split("\n"), start=1):
+    empty = True
+    for number, line in enumerate(_lines(path, name), start=1):
         if not line.strip():
             continue
+        empty = False
         value = parse_json(line, name, line=number)
         if not isinstance(value, dict):
             raise UsageError(f"{name}, line {number}: is {kind(value)}, not an object {{...}} per line")
-        rows.append((f"{name}, line {number}", value))
-    return rows
+        yield f"{name}, line {number}", value
+    if empty:
+        raise _empty(name)
+
+
+def _lines(path: Path, name: str) -> Iterator[str]:
+    """The lines of a text file, one in memory at a time."""
+    with _opening(path, name), open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(name, number, error.object[error.start]) from None

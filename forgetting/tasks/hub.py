@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os.path
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from forgetting.config import TaskConfig
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.hub import DAMAGED, advice, bound_waits, drop_damaged
 from forgetting.tasks.files import own_path
+from forgetting.tasks.rows import stored_examples
 from forgetting.tasks.text import RawSplits, rows_to_examples
 
 if TYPE_CHECKING:
@@ -101,11 +103,12 @@ def _check_saved(folder: Path, split: str, where: str) -> None:
         _check_inside(os.path.join(split, file["filename"]), place, where)
 
 
-def _rows(dataset: Dataset, place: str, keep: list[int] | None) -> list[tuple[str, dict[str, Any]]]:
+def _rows(dataset: Dataset, place: str, keep: list[int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     chosen = range(len(dataset)) if keep is None else keep
     selected = dataset if keep is None else dataset.select(keep)
     try:
-        return [(f"{place}, row {number}", row) for number, row in zip(chosen, selected, strict=True)]
+        for number, row in zip(chosen, selected, strict=True):
+            yield f"{place}, row {number}", row
     except Exception as error:  # Arrow files are mapped, and read only here
         raise UsageError(f"{place}: cannot be read: {one_line(error)}") from None
 
@@ -124,7 +127,7 @@ def read_hub(config: TaskConfig) -> RawSplits:
     data = load_hub_dataset(config.train, config.subset, f"{where}, train")
     available = {str(name) for name in data}
 
-    def read(field: str, split: str | None, wanted: int | None = None) -> list[Example] | None:
+    def read(field: str, split: str | None, wanted: int | None = None) -> Sequence[Example] | None:
         if split is None:
             return None
         if split not in available:
@@ -138,7 +141,8 @@ def read_hub(config: TaskConfig) -> RawSplits:
         feature = dataset.features.get(config.columns.completion)
         names = getattr(feature, "names", None)
         labels = config.labels or (tuple(names) if names else None)
-        return rows_to_examples(_rows(dataset, f"{where}, {split} of {config.train!r}", keep), config, labels=labels)
+        rows = _rows(dataset, f"{where}, {split} of {config.train!r}", keep)
+        return stored_examples(rows_to_examples(rows, config, labels=labels))
 
     pool = None
     if config.train_size is not None and config.test is not None:

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
+from forgetting.tasks.lazy import Selected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +24,7 @@ def predicts(feature: dict[str, Any]) -> bool:
     return any(label != IGNORED for label in feature["labels"])
 
 
-def drawn(features: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+def drawn(features: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
     """Return at most ``count`` features in a random order of the seed's: a file may be sorted by label."""
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).tolist()
     return [features[i] for i in order[:count]]
@@ -37,8 +39,9 @@ def some_of_task(context: RunContext, task: Task, position: int, count: int) -> 
         position: The task's in the run, from 1; 0 is the pretrained state.
         count: Most features.
     """
-    features = [feature for feature in context.encode_task(task) if predicts(feature)]
-    return drawn(features, count, context.seed * 1000 + position)
+    features = context.encode_task(task)
+    usable = np.array([i for i, feature in enumerate(features) if predicts(feature)], dtype=np.int64)
+    return drawn(Selected(features, usable), count, context.seed * 1000 + position)
 
 
 def some_text(context: RunContext, count: int) -> list[dict[str, Any]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+from forgetting.tasks.lazy import Lazy
 
 SOURCES = ("task", "pretraining", "earlier", "padding")
 EARLIER = SOURCES.index("earlier")
@@ -20,7 +24,7 @@ class MixedDataset(Dataset):
         replayed: Features drawn for replay, in the order drawn.
     """
 
-    def __init__(self, task: Dataset, replayed: list[dict[str, Any]]) -> None:
+    def __init__(self, task: Dataset, replayed: Sequence[dict[str, Any]]) -> None:
         self.task = task
         self.replayed = replayed
         self._size = len(task)  # type: ignore[arg-type]  # map-style
@@ -37,7 +41,7 @@ def _without_loss(feature: dict[str, Any]) -> dict[str, Any]:
 
 
 def mix(
-    task: Dataset, sources: list[list[dict[str, Any]]], *, fraction: float, seed: int, padded: bool
+    task: Dataset, sources: Sequence[Sequence[dict[str, Any]]], *, fraction: float, seed: int, padded: bool
 ) -> MixedDataset:
     """Draw replay examples so that they are ``fraction`` of the whole.
 
@@ -58,9 +62,27 @@ def mix(
     count = int(wanted) + int(torch.rand((), generator=generator).item() < wanted - int(wanted))
     picks = torch.randint(len(sources), (count,), generator=generator).tolist()
     queues: list[list[int]] = [[] for _ in sources]
-    drawn = []
+    drawn: list[tuple[int, int]] = []
     for pick in picks:
         if not queues[pick]:
             queues[pick] = torch.randperm(len(sources[pick]), generator=generator).tolist()
-        drawn.append(sources[pick][queues[pick].pop()])
-    return MixedDataset(task, [_without_loss(feature) for feature in drawn] if padded else drawn)
+        drawn.append((pick, queues[pick].pop()))
+    return MixedDataset(task, _Drawn(sources, drawn, padded))
+
+
+class _Drawn(Lazy[dict[str, Any]]):
+    """Features of several sources by source and index, read when they are asked for."""
+
+    def __init__(
+        self, sources: Sequence[Sequence[dict[str, Any]]], indices: list[tuple[int, int]], padded: bool
+    ) -> None:
+        self.sources, self.indices, self.padded = sources, np.array(indices, dtype=np.int64).reshape(-1, 2), padded
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def item(self, index: int) -> dict[str, Any]:
+        """See :class:`Lazy`."""
+        source, position = self.indices[index].tolist()
+        feature = self.sources[source][position]
+        return _without_loss(feature) if self.padded else feature

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from forgetting.errors import UsageError
+from forgetting.tasks.lazy import Changed
 from forgetting.tasks.task import Example, Sequence, Task
 
 Scenario = Literal["task", "domain", "class"]
@@ -44,15 +45,15 @@ def with_scenario(sequence: Sequence, scenario: Scenario | None) -> Sequence:
         return sequence
     union = tuple(dict.fromkeys(label for task in sequence.tasks for label in labels_of(task)))
 
-    def opened(examples: tuple[Example, ...]) -> tuple[Example, ...]:
-        return tuple(replace(example, choices=union) for example in examples)
+    def opened(example: Example) -> Example:
+        return replace(example, choices=union)
 
     tasks = (
         replace(
             task,
-            train=opened(task.train),
-            validation=opened(task.validation),
-            test=opened(task.test),
+            train=Changed(task.train, opened),
+            validation=tuple(map(opened, task.validation)),
+            test=tuple(map(opened, task.test)),
             chance=1 / len(union),
         )
         for task in sequence.tasks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -73,7 +74,8 @@ class Task:
 
     Attributes:
         name: Unique within its sequence.
-        train, validation, test: The splits; none is empty. Validation is never cut from test.
+        train, validation, test: The splits; none is empty. Validation is never cut from test. What is trained on may
+            be larger than memory, and then is read from a file (``forgetting.tasks.rows``).
         metric: How the test split is scored: ``accuracy`` (log-likelihood over ``choices``), ``exact_match``,
             ``token_f1``, ``rouge_l`` (these three on greedy generations), or ``perplexity`` (of the
             completion; R holds -ln(perplexity), so that higher is better in every column of R).
@@ -86,7 +88,7 @@ class Task:
     """
 
     name: str
-    train: tuple[Example, ...]
+    train: Items[Example]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
     metric: Metric

@@ -8,13 +8,14 @@ before the completion.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from forgetting.config import TaskConfig
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.tasks.files import json_lines, kind, own_path, shown
+from forgetting.tasks.rows import stored_examples
 from forgetting.tasks.task import Example
 
 Notes = dict[str, int | str]
@@ -24,9 +25,9 @@ Notes = dict[str, int | str]
 class RawSplits:
     """What a reader found, before anything is cut or drawn; ``None`` where there is no such split."""
 
-    train: list[Example]
-    validation: list[Example] | None = None
-    test: list[Example] | None = None
+    train: Sequence[Example]
+    validation: Sequence[Example] | None = None
+    test: Sequence[Example] | None = None
     notes: Notes = field(default_factory=dict)
 
 
@@ -122,8 +123,8 @@ def rows_to_examples(
     config: TaskConfig,
     *,
     labels: tuple[str, ...] | None = None,
-) -> list[Example]:
-    """Turn rows of columns into examples by a task's column mapping.
+) -> Iterator[Example]:
+    """Turn rows of columns into examples by a task's column mapping, one by one.
 
     Args:
         rows: ``(place, row)``; the place names file and line in messages.
@@ -139,7 +140,6 @@ def rows_to_examples(
     fixed = checked_choices(config.choices, where) if config.choices is not None else None
     names = checked_choices(labels, f"{where}: labels") if labels is not None else None
     columns = config.columns
-    examples = []
     for place, row in rows:
         if template is not None:
             prompt = template.fill(row, place)
@@ -159,8 +159,7 @@ def rows_to_examples(
         elif fixed is None and row.get(columns.choices) is not None:
             choices = checked_choices(row[columns.choices], place)
         completion = _text(answer, columns.completion, place)
-        examples.append(example(prompt, completion, choices, place))
-    return examples
+        yield example(prompt, completion, choices, place)
 
 
 def read_jsonl(config: TaskConfig) -> RawSplits:
@@ -170,12 +169,12 @@ def read_jsonl(config: TaskConfig) -> RawSplits:
         UsageError: for the first thing that cannot be used, naming file and line.
     """
 
-    def read(split: str, path: str | None) -> list[Example] | None:
+    def read(split: str, path: str | None) -> Sequence[Example] | None:
         if path is None:
             return None
         where = f"task {config.name!r}, {split}"
         rows = json_lines(own_path(path, where), where)
-        return rows_to_examples(rows, config, labels=config.labels)
+        return stored_examples(rows_to_examples(rows, config, labels=config.labels))
 
     train = read("train", config.train)
     assert train is not None
