@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+NO_ANSWER = "the hub did not answer, or not in full; try again, what came whole is kept"
 DAMAGED = "a file came damaged, and was deleted from the cache; try again"
 
 
@@ -46,7 +47,7 @@ def advice(error: BaseException) -> str | None:
         return f"the hub failed (status {next(code for code in status if code >= 500)}); try again later"
     broken = any("onsistency check failed" in str(each) for each in chain)
     if broken or unanswered or any(map(_in_transport, chain)):
-        return "the hub did not answer, or not in full; try again, what came whole is kept"
+        return NO_ANSWER
     return None
 
 

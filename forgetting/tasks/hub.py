@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os.path
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting.config import TaskConfig
 from forgetting.errors import UsageError, did_you_mean
-from forgetting.hub import DAMAGED, advice, bound_waits, drop_damaged
-from forgetting.tasks.files import own_path
+from forgetting.hub import DAMAGED, NO_ANSWER, advice, bound_waits, drop_damaged
+from forgetting.tasks.files import one_line, own_path
 from forgetting.tasks.rows import stored_examples
+from forgetting.tasks.streamed import StreamedSplits, kept
 from forgetting.tasks.text import RawSplits, rows_to_examples
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset
 
     from forgetting.tasks.task import Example
 
@@ -25,14 +26,12 @@ _FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet
 """File endings to the builders of ``datasets``."""
 
 
-def one_line(error: Exception, limit: int = 200) -> str:
-    """An exception's message on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def load_hub_dataset(source: str, subset: str | None, where: str) -> Mapping[str, Dataset]:
+    """Return the splits, each read when it is asked for; code that comes with a data set is never run.
 
-
-def load_hub_dataset(source: str, subset: str | None, where: str) -> DatasetDict:
-    """Load all splits; code that comes with a data set is never run.
+    They are streamed once into the cache of ``datasets``, and mapped into memory; what ``save_to_disk`` wrote is mapped
+    where it lies. Where the hub is not to be asked (``HF_HUB_OFFLINE``) or does not answer, what was streamed before is
+    used, and where nothing was, what ``datasets`` itself has downloaded.
 
     Args:
         source: Hub id, folder (data files, or what ``save_to_disk`` wrote), or a csv, json, jsonl or parquet file.
@@ -42,7 +41,8 @@ def load_hub_dataset(source: str, subset: str | None, where: str) -> DatasetDict
     Raises:
         UsageError: if the source does not exist, has no such subset, cannot be read, or names files outside of it.
     """
-    from datasets import DatasetDict, load_dataset, load_dataset_builder, load_from_disk
+    from datasets import load_dataset, load_dataset_builder, load_from_disk
+    from huggingface_hub import constants
 
     path = own_path(source, where)
     bound_waits()
@@ -52,21 +52,25 @@ def load_hub_dataset(source: str, subset: str | None, where: str) -> DatasetDict
                 raise UsageError(
                     f"{where} {source!r}: ends in {path.suffix!r}; known file formats: {', '.join(sorted(_FILES))}"
                 )
-            return load_dataset(_FILES[path.suffix.lower()], data_files={"train": str(path)})
+            builder = load_dataset_builder(_FILES[path.suffix.lower()], data_files={"train": str(path)})
+            return StreamedSplits(builder, str(path.absolute()), subset, f"{where} {source!r}")
         if path.is_dir() and (path / "dataset_dict.json").is_file():
             for split in json.loads((path / "dataset_dict.json").read_bytes())["splits"]:
                 _check_saved(path, split, f"{where} {source!r}")
             return load_from_disk(str(path))
         if path.is_dir() and (path / "state.json").is_file():
             _check_saved(path, ".", f"{where} {source!r}")
-            return DatasetDict({"train": load_from_disk(str(path))})
+            return {"train": load_from_disk(str(path))}
         if not path.is_dir() and source.startswith((".", "/", "~")):
             raise UsageError(f"{where} {source!r}: no such file or folder")
         place = str(path) if path.is_dir() else source
-        for files in (load_dataset_builder(place, name=subset).config.data_files or {}).values():
+        if constants.HF_HUB_OFFLINE and not path.is_dir():
+            return kept(source, subset, where) or load_dataset(place, name=subset)
+        builder = load_dataset_builder(place, name=subset)
+        for files in (builder.config.data_files or {}).values():
             for file in files:
                 _check_inside(str(file), str(path.absolute()) if path.is_dir() else None, f"{where} {source!r}")
-        return load_dataset(place, name=subset)
+        return StreamedSplits(builder, str(path.absolute()) if path.is_dir() else source, subset, f"{where} {source!r}")
     except UsageError:
         raise
     except Exception as error:  # datasets raises many kinds, of several libraries
@@ -74,6 +78,9 @@ def load_hub_dataset(source: str, subset: str | None, where: str) -> DatasetDict
         here = path.is_dir() or path.is_file()
         place = "the folder" if here else "neither a folder nor a data set of the hub"
         what = None if here else advice(error)
+        before = kept(source, subset, where) if what == NO_ANSWER else None
+        if before is not None:
+            return before
         if not here and what is None and drop_damaged("datasets", source):
             what = DAMAGED
         raise UsageError(

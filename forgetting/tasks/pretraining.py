@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from forgetting.config import PretrainingConfig
 from forgetting.errors import UsageError, did_you_mean
 from forgetting.models import EMBEDDED
-from forgetting.tasks.files import json_lines, kind, own_path, read_utf8
+from forgetting.tasks.files import json_lines, kind, one_line, own_path, read_utf8
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +184,6 @@ def _stream_hub(source: str, where: str, limit: int) -> list[str]:
     from datasets import load_dataset
 
     from forgetting.hub import advice, bound_waits
-    from forgetting.tasks.hub import one_line
 
     bound_waits()
     name, _, subset = source.partition(":")

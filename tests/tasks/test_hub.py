@@ -59,9 +59,13 @@ def test_only_as_many_rows_are_read_as_can_be_needed(folder, monkeypatch):
     from forgetting.tasks import hub
 
     original = hub.rows_to_examples
-    monkeypatch.setattr(
-        hub, "rows_to_examples", lambda rows, *a, **k: seen.append(len(rows)) or original(rows, *a, **k)
-    )
+
+    def noted(rows, *arguments, **options):
+        read = list(rows)
+        seen.append(len(read))
+        return original(read, *arguments, **options)
+
+    monkeypatch.setattr(hub, "rows_to_examples", noted)
     loaded = load_task(
         config(folder, labels=("a", "b"), validation="validation", test="test", train_size=6, test_size=3)
     )
@@ -101,7 +105,7 @@ def test_unlabelled_split(folder):
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("./nowhere", "no such file or folder"), ("data.xlsx", "ends in '.xlsx'"), ("broken.json", "can be loaded")],
+    [("./nowhere", "no such file or folder"), ("data.xlsx", "ends in '.xlsx'"), ("broken.json", "ended before it was read whole")],
 )
 def test_bad_sources(folder, tmp_path, monkeypatch, source, expected):
     monkeypatch.chdir(tmp_path)
@@ -123,3 +127,83 @@ def test_unreachable_hub_is_one_line(monkeypatch):
         load_task(config("owner/name", subset="en"))
     message = str(error.value)
     assert "task 'h', train 'owner/name' (subset 'en')" in message and "Couldn't reach the Hub" in message
+
+
+def arrow_files(tmp_path):
+    return sorted((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_splits_are_streamed_once_and_only_those_asked_for(folder, tmp_path, monkeypatch):
+    import datasets
+
+    opened = []
+    original = datasets.DatasetBuilder.as_streaming_dataset
+
+    def noted(self, split=None, **options):
+        opened.append(split)
+        return original(self, split=split, **options)
+
+    monkeypatch.setattr(datasets.DatasetBuilder, "as_streaming_dataset", noted)
+    options = {"labels": ("bad", "good"), "test": "test"}
+    first = load_task(config(folder, **options))
+    again = load_task(config(folder, **options))
+    assert again == first and opened == ["train", "test"]
+    assert [path.stem for path in arrow_files(tmp_path)] == ["test", "train"]
+    with open(folder / "train.jsonl", "a") as file:
+        file.write(json.dumps({"text": "one more:", "label": 0, "n": 30}))
+    assert len(load_task(config(folder, **options)).train) == len(first.train) + 1  # other files, streamed anew
+
+
+@pytest.mark.parametrize("fault", ["fails", "short"])
+def test_a_stream_that_ends_early_leaves_nothing_and_begins_again(folder, tmp_path, monkeypatch, fault):
+    from datasets import IterableDataset
+
+    from forgetting.tasks.streamed import StreamedSplits
+
+    with monkeypatch.context() as patch:
+
+        def cut(self, batch_size):
+            table = next(iter(original(self, batch_size)))
+            yield table.slice(0, 7)
+            if fault == "fails":
+                raise ConnectionError("the connection\nwas lost")
+
+        original = IterableDataset.iter
+        patch.setattr(IterableDataset, "iter", cut)
+        patch.setattr(StreamedSplits, "_promised", lambda self, split: 30)
+        with pytest.raises(UsageError) as error:
+            load_task(config(folder, labels=("a", "b")))
+    expected = "ended before it was read whole" if fault == "fails" else "7 rows came of 30"
+    assert expected in str(error.value) and "split 'train'" in str(error.value) and "\n" not in str(error.value)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".arrow", ".tmp")]
+    assert len(load_task(config(folder, labels=("a", "b"))).train) == 22
+
+
+def test_a_row_that_cannot_be_read_names_the_split(folder):
+    (folder / "train.jsonl").write_text('{"text": "x", "label": 1}\n{"text": "y", "la')
+    with pytest.raises(UsageError, match="train .*split 'train': ended before it was read whole: ") as error:
+        load_task(config(folder, labels=("a", "b")))
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_copy_is_deleted_and_streamed_again(folder, tmp_path):
+    options = {"labels": ("a", "b"), "test": "test"}
+    right = load_task(config(folder, **options))
+    (path,) = [path for path in arrow_files(tmp_path) if path.stem == "train"]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UsageError, match="was damaged, and is deleted; try again"):
+        load_task(config(folder, **options))
+    assert load_task(config(folder, **options)) == right
+
+
+def test_what_was_streamed_serves_when_the_hub_is_not_to_be_asked(folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    from forgetting.tasks.streamed import versions
+
+    right = load_task(config(folder, labels=("a", "b"), test="test"))
+    there = versions("owner/name", None)
+    there.mkdir(parents=True)
+    arrow_files(tmp_path)[0].parent.rename(there / "version")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_task(config("owner/name", labels=("a", "b"), test="test")) == right
