@@ -58,7 +58,7 @@ class StreamedSplits(Mapping[str, "Dataset"]):
         try:
             return self.builder.as_streaming_dataset(split=split)  # type: ignore[return-value]  # one split, not all
         except Exception as error:  # of several libraries
-            raise UsageError(f"{self.where}, split {split!r}: cannot be streamed: {one_line(error)}") from None
+            raise _broken(f"{self.where}, split {split!r}: cannot be streamed", error) from None
 
     def _promised(self, split: str) -> int | None:
         """How many rows the data set's card says that there are, where it says so."""
@@ -133,10 +133,12 @@ def _tables(rows: IterableDataset, where: str) -> Iterator[pa.Table]:
     try:
         yield from rows.with_format("arrow").iter(batch_size=ROWS)
     except Exception as error:  # of several libraries
-        what = advice(error)
-        raise UsageError(
-            f"{where}: ended before it was read whole{f'; {what}' if what else ''}: {one_line(error)}"
-        ) from None
+        raise _broken(f"{where}: ended before it was read whole", error) from None
+
+
+def _broken(what: str, error: Exception) -> UsageError:
+    advised = advice(error)
+    return UsageError(f"{what}{f'; {advised}' if advised else ''}: {one_line(error)}")
 
 
 def mapped(path: Path, where: str) -> Any:

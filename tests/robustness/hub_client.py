@@ -20,8 +20,9 @@ FAULTS: dict[str, tuple[str | int, int]] = {
     "whole": ("whole", 0),
     "slow": ("slow", 10**9),
     "cut": ("cut", 1),
-    "torn": ("cut", 12),
+    "torn": ("cut", 200),
     "short": ("short", 1),
+    "halved": ("short", 10**9),
     "stalls": ("stalls", 40),
     "error500": (500, 40),
     "gated": (403, 40),
@@ -56,6 +57,10 @@ def main(folder: Path, kinds: Sequence[str] = ("models", "datasets"), faults: Se
     import huggingface_hub.utils._http as http
 
     http.time = SimpleNamespace(sleep=lambda seconds: None, time=time.time)  # between its tries it would wait a minute
+    import datasets.config
+
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 3  # of 20, 5 s apart
+    datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
     from tests.models_for_tests import save_tiny
 
     files = folder_files(save_tiny(folder / "tiny"))

@@ -27,22 +27,31 @@ def tries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("kind", ["models", "datasets"])
-@pytest.mark.parametrize("case", ["slow", "cut"])
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [("models", "slow"), ("models", "cut"), ("datasets", "slow"), ("datasets", "cut"), ("datasets", "short")],
+)
 def test_what_is_slow_or_breaks_off_once_is_loaded_whole(tries: dict[str, Any], kind: str, case: str) -> None:
     whole = tries[f"{kind} whole"][0]
     assert "error" not in whole and tries[f"{kind} {case}"] == [whole, whole]
 
 
-@pytest.mark.parametrize("kind", ["models", "datasets"])
 @pytest.mark.parametrize(
-    ("case", "said"),
+    ("kind", "case", "said"),
     [
-        ("torn", NO_ANSWER),
-        ("short", DAMAGED),
-        ("stalls", NO_ANSWER),
-        ("error500", "the hub failed (status 500); try again later"),
-        ("gated", "the hub refuses it; accept its terms on its page and log in"),
+        ("models", "short", DAMAGED),
+        ("models", "halved", DAMAGED),
+        ("datasets", "halved", "split 'train': ended before it was read whole"),
+        *(
+            (kind, case, said)
+            for kind in ("models", "datasets")
+            for case, said in (
+                ("torn", NO_ANSWER),
+                ("stalls", NO_ANSWER),
+                ("error500", "the hub failed (status 500); try again later"),
+                ("gated", "the hub refuses it; accept its terms on its page and log in"),
+            )
+        ),
     ],
 )
 def test_a_failing_hub_is_one_line_and_a_second_try_is_whole(
