@@ -2,8 +2,9 @@
 
 Command::
 
-    python experiments/benchmarks/scale.py          # measure, write scale.json and scale.csv, draw
-    python experiments/benchmarks/scale.py --draw   # the figure from scale.json alone
+    python experiments/benchmarks/scale.py               # measure what scale.csv lacks, write scale.json, draw
+    python experiments/benchmarks/scale.py --repeats 3   # the same, each point three times: goes on from one
+    python experiments/benchmarks/scale.py --draw        # the figure from scale.json alone
 
 The embedded model, one process, one thread, its processor time, so that what else the machine does counts little.
 Four axes, each from the smallest size to the largest with all else equal:
@@ -13,10 +14,13 @@ Four axes, each from the smallest size to the largest with all else equal:
 - capabilities, all of the same cost: evaluation time of a run against columns of G;
 - data: time and memory of a run of equal steps against training examples.
 
-To each is fitted t = a + b xᵖ (least squares on log t, a ≥ 0): p is how time grows, a what is paid once. Memory is the
-growth of the resident set's peak (VmHWM, reset before each). The harness's share is measured in one run: the steps of
-``ContinualTrainer`` against a bare PyTorch loop over the same batches with the same optimizer, schedule and clipping,
-turn by turn; both must end with the same losses, or the comparison is refused.
+To each is fitted t = a + b xᵖ (least squares on log t, a ≥ 0): p is how time grows, a what is paid once. Each point is
+measured in a process forked from the same warm one, and written down before the next: what is interrupted goes on where
+it stopped. Memory is the growth of the resident set's peak (VmHWM, reset before), pages of mapped files included.
+
+The harness's share is measured in one run: the steps of ``ContinualTrainer`` on data in an Arrow file against a bare
+PyTorch loop over the same batches, in memory, with the same optimizer, schedule and clipping, turn by turn; both must
+end with the same losses, or the comparison is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import ctypes
 import gc
 import io
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -41,10 +46,10 @@ from unittest.mock import patch
 OUTPUT = Path(__file__).resolve().parents[2] / "results" / "benchmarks" / "scale"
 COMMAND = "python experiments/benchmarks/scale.py"
 AXES: dict[str, tuple[int, ...]] = {
+    "data": (300, 1000, 3000, 10000, 30000),  # hundredfold
     "tasks": (2, 5, 10, 20, 50),
     "seeds": (1, 2, 4, 8),
     "capabilities": (1, 4, 16, 64),
-    "data": (300, 1000, 3000, 10000, 30000),
 }
 PROBE = """task: {name}
 dataset_path: json
@@ -66,6 +71,7 @@ MEASURES = {
     "data": ("data", "training examples", "whole"),
 }
 """What is fitted, by name: the axis, what x counts, and which time."""
+LABELS = {"tasks": "tasks", "seeds": "runs of a study", "capabilities": "capabilities", "data": "training examples"}
 
 
 def rows(count: int, shift: int = 0) -> str:
@@ -184,6 +190,28 @@ def point(axis: str, size: int) -> dict[str, Any]:
         }
 
 
+def forked(axis: str, size: int) -> dict[str, Any]:
+    """Measure a point in a child of this process: all begin with the same libraries and the same memory."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def measure() -> None:
+        point("tasks", 2)  # a child has none of its parent's pages of files: they count when they are first used
+        sender.send(point(axis, size))
+
+    child = context.Process(target=measure)
+    child.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"{axis} {size}: the process that measured it failed") from None
+    child.join()
+    return found
+
+
 def sizes(measure: str, points: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """The x and the seconds of a measure, medians over repeats."""
     axis, _, kind = MEASURES[measure]
@@ -227,6 +255,7 @@ def harness_share(steps: int, repeats: int) -> dict[str, Any]:
     from forgetting.mitigations import build_mitigation
     from forgetting.models import load_model
     from forgetting.tasks.encode import BOOKKEEPING, Collator, encode_texts
+    from forgetting.tasks.rows import Rows, write_rows
     from forgetting.trainer import ContinualTrainer, training_arguments
 
     batch_size, length = 32, 96
@@ -234,6 +263,9 @@ def harness_share(steps: int, repeats: int) -> dict[str, Any]:
     words = " ".join(pretraining_documents(3000, 1)).split()
     texts = [" ".join(words[i : i + 80]) for i in range(0, 80 * batch_size * 4, 80)]
     features = encode_texts(base.tokenizer, texts, length)
+    with tempfile.TemporaryFile() as file:
+        write_rows(features, file)
+        stored = Rows(file, dict)
     config = TrainingConfig(steps=steps, batch_size=batch_size, max_length=length)
 
     class Noted(Dataset):
@@ -243,11 +275,11 @@ def harness_share(steps: int, repeats: int) -> dict[str, Any]:
             self.order: list[int] = []
 
         def __len__(self) -> int:
-            return len(features)
+            return len(stored)
 
         def __getitem__(self, index: int) -> Any:
             self.order.append(index)
-            return features[index]
+            return stored[index]
 
     def harness() -> tuple[list[float], list[float], list[int]]:
         times: list[float] = []
@@ -316,37 +348,64 @@ def plain_ticks(axis: Any, x: list[float]) -> None:
     axis.minorticks_off()
 
 
+def memory(points: list[dict[str, Any]], axis: str) -> tuple[list[float], list[float]]:
+    """The sizes of an axis, and the growth of memory in MB, medians over repeats."""
+    found = sorted({point["size"] for point in points if point["axis"] == axis})
+    megabytes = [
+        statistics.median(p["memory_bytes"] for p in points if p["axis"] == axis and p["size"] == size) / 1e6
+        for size in found
+    ]
+    return [float(size) for size in found], megabytes
+
+
 def draw(content: dict[str, Any], folder: Path) -> None:
-    """A panel per measure, seconds against work, both logarithmic, and one of memory against data."""
+    """A panel per measure, seconds against work, both logarithmic, and one per axis of memory."""
     import numpy as np
 
     from forgetting.report.style import new_canvas, panels, save, styled
 
     points, largest = content["points"], max(AXES["data"])
     with styled():
-        canvas = new_canvas(9.0, 5.4)
-        axes = panels(canvas, len(MEASURES) + 1, 3)
+        canvas = new_canvas(9.0, 8.1)
+        axes = panels(canvas, len(MEASURES) + len(AXES), 3)
         for axis, (name, (_, label, kind)) in zip(axes, MEASURES.items(), strict=False):
             x, seconds = sizes(name, points)
             found = content["fits"][name]
             axis.loglog(x, seconds, "o", color="black", markersize=4)
             grid = np.geomspace(x[0], x[-1], 50)
-            scale = seconds[-1] - found["constant_seconds"]
+            scale = found["constant_seconds"] * (1 / found["constant_share"] - 1) if found["constant_share"] else None
+            scale = seconds[-1] if scale is None else scale
             curve = found["constant_seconds"] + scale * (grid / x[-1]) ** found["exponent"]
             axis.loglog(grid, curve, color="black", linewidth=1)
             what = {"whole": "whole study", "training": "training", "evaluation": "evaluation"}[kind]
             plain_ticks(axis, x)
             axis.set(xlabel=label, ylabel=f"{what} (processor s)", title=f"exponent {found['exponent']:.2f}")
-        data = [(p["size"], p["memory_bytes"] / 1e6) for p in points if p["axis"] == "data"]
-        axes[-1].semilogx(*zip(*sorted(data), strict=True), "o", color="black", markersize=4)
-        plain_ticks(axes[-1], sorted({float(size) for size, _ in data}))
-        axes[-1].set(xlabel="training examples", ylabel="peak memory, growth (MB)", title="memory against data")
-        axes[-1].set_ylim(bottom=0)
+        for axis, name in zip(axes[len(MEASURES) :], AXES, strict=True):
+            x, megabytes = memory(points, name)
+            axis.semilogx(x, megabytes, "o-", color="black", markersize=4, linewidth=1)
+            plain_ticks(axis, x)
+            axis.set(
+                xlabel=LABELS[name],
+                ylabel="memory, growth of the peak (MB)",
+                title=f"{x[-1] / x[0]:.0f} times the work: {megabytes[-1] / megabytes[0]:.2f} times",
+            )
+            axis.set_ylim(0, 1.25 * max(megabytes))
         caption = (
-            f"Processor time of studies of the embedded model as the work grows, one thread, median of "
-            f"{content['repeats']} runs per point; lines: a + b xᵖ; data up to {largest} examples per task."
+            f"Processor time and memory of studies of the embedded model as the work grows, one thread, median of "
+            f"{content['repeats']} per point; lines of time: a + b xᵖ; data up to {largest} examples per task."
         )
         save(canvas, folder, "scale", "Cost as work grows", caption)
+
+
+def written(path: Path) -> list[dict[str, Any]]:
+    """The points of a table that an earlier call began."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [
+            {key: text if key == "axis" else (float if "seconds" in key else int)(text) for key, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def main() -> None:
@@ -354,12 +413,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--draw", action="store_true", help="the figure from scale.json alone")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40, help="of the harness's comparison")
+    parser.add_argument("--repeats", type=int, default=1, help="of every point")
+    parser.add_argument("--steps", type=int, default=30, help="of the harness's comparison")
     options = parser.parse_args()
     from forgetting.results import write_atomically
 
-    path = options.output / "scale.json"
+    path, table = options.output / "scale.json", options.output / "scale.csv"
     if options.draw:
         draw(json.loads(path.read_text()), options.output)
         return
@@ -367,31 +426,36 @@ def main() -> None:
 
     from forgetting.provenance import provenance
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it does not survive a fork
     torch.set_num_threads(1)
     point("tasks", 2)  # libraries are loaded, caches are warm
-    points = []
-    for _ in range(options.repeats):
+    points = written(table)
+    for repeat in range(options.repeats):
         for axis, values in AXES.items():
             for size in values:
-                points.append(point(axis, size))
+                if sum(p["axis"] == axis and p["size"] == size for p in points) > repeat:
+                    continue
+                points.append(forked(axis, size))
                 print(json.dumps(points[-1]), flush=True)
-    share = harness_share(options.steps, max(3, options.repeats))
+                text = io.StringIO()
+                writer = csv.DictWriter(text, fieldnames=list(points[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(points)
+                write_atomically(table, text.getvalue().encode())
+    share = harness_share(options.steps, 3)
     fits = {name: fit(*sizes(name, points)) for name in MEASURES}
-    print(json.dumps({"harness": share, "fits": fits}, indent=1), flush=True)
+    grown = {name: [round(value, 1) for value in memory(points, name)[1]] for name in AXES}
+    print(json.dumps({"harness": share, "fits": fits, "memory_megabytes": grown}, indent=1), flush=True)
     content = {
-        "command": COMMAND,
+        "command": f"{COMMAND} --repeats {options.repeats}",
         "repeats": options.repeats,
         "harness": share,
         "fits": fits,
+        "memory_megabytes": grown,
         "points": points,
         "provenance": provenance(),
     }
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(points[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(points)
-    write_atomically(options.output / "scale.csv", table.getvalue().encode())
     draw(content, options.output)
 
 

@@ -51,7 +51,8 @@ class Selected(Lazy[ItemT]):
 
     def __init__(self, items: Sequence[ItemT], order: NDArray[Any]) -> None:
         if isinstance(items, Selected):
-            items, order = items.items, items.order[order]
+            order = items.order[order]
+            items = items.items
         self.items: Sequence[ItemT] = items
         self.order = order
 

@@ -24,12 +24,12 @@ from forgetting.tasks.task import Example
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 1024
+ROWS = 256
 """Rows per record batch: what is in memory at once while a file is written or read through."""
 SMALL = 1 << 20
 """Bytes of a file that is held in memory, not mapped: a mapping takes a file handle of the process."""
-KEPT = 512
-"""Rows asked for between two times that mapped pages are given back."""
+KEPT = 16
+"""Rows asked for between two times that mapped pages are given back: each may bring in several times 64 KiB."""
 
 
 def write_rows(rows: Iterable[dict[str, Any]], file: BinaryIO) -> None:

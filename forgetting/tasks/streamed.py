@@ -12,13 +12,15 @@ from forgetting.errors import UsageError
 from forgetting.hub import advice
 from forgetting.results import atomic_file
 from forgetting.tasks.files import one_line
-from forgetting.tasks.rows import ROWS
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, DatasetBuilder, IterableDataset
 
 logger = logging.getLogger(__name__)
+
+BATCH = 1024
+"""Rows of a stream that are in memory at once."""
 
 
 class StreamedSplits(Mapping[str, "Dataset"]):
@@ -131,7 +133,7 @@ def stream(rows: IterableDataset, path: Path, promised: int | None, where: str) 
 
 def _tables(rows: IterableDataset, where: str) -> Iterator[pa.Table]:
     try:
-        yield from rows.with_format("arrow").iter(batch_size=ROWS)
+        yield from rows.with_format("arrow").iter(batch_size=BATCH)
     except Exception as error:  # of several libraries
         raise _broken(f"{where}: ended before it was read whole", error) from None
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import random
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +34,7 @@ def features(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def read_back(found: list[dict[str, Any]]) -> Rows[dict[str, Any]]:
-    import tempfile
-
+def read_back(found: Iterable[dict[str, Any]]) -> Rows[dict[str, Any]]:
     with tempfile.TemporaryFile() as file:
         write_rows(found, file)
         return Rows(file, dict)
@@ -99,3 +100,23 @@ def test_views_select_and_change_without_a_copy() -> None:
     louder = Changed(some, str.upper)
     letters[1] = "z"
     assert louder == ["Z", "F"] and louder[0] == "Z" and louder[1:] == ["F"] and len(louder) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_a_file_larger_than_what_is_held_leaves_the_peak_of_memory_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS", 16)
+    monkeypatch.setattr(module, "KEPT", 16)
+    text, count = "x" * 50_000, 1600  # 80 MB
+
+    def peak(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+    read_back([{"text": text}] * 16)[0]  # libraries are loaded
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = peak("VmRSS")
+    read = read_back({"text": text} for _ in range(count))
+    assert sum(len(row["text"]) for row in read) == len(text) * count
+    order = random.Random(0).sample(range(count), count)
+    assert all(read[index]["text"] == text for index in order)
+    assert peak("VmHWM") - before < 20_000_000
