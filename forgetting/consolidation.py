@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    Features = list[dict[str, Any]]
+    Features = Sequence[dict[str, Any]]
 
 
 class PenaltyOptions(Options):

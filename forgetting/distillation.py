@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from forgetting.tasks.encode import BOOKKEEPING, IGNORED, Collator
@@ -134,7 +134,7 @@ class ExampleLoss(NamedTuple):
 
 
 def example_losses(
-    model: PreTrainedModel, features: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int
+    model: PreTrainedModel, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> list[list[ExampleLoss]]:
     """Return a model's loss on each example of each feature; a packed row has several.
 

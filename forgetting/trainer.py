@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -436,7 +436,7 @@ class ContinualTrainer(Trainer):
 
 
 def padded_batches(
-    features: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int
+    features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> list[dict[str, torch.Tensor]]:
     """Collate features in their order into batches of the model's inputs and ``labels``."""
     collate = Collator.for_tokenizer(tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from forgetting.tasks.encode import IGNORED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    Features = list[dict[str, Any]]
+    Features = Sequence[dict[str, Any]]
 
 PADDING = -1
 SEPARATOR = "/"

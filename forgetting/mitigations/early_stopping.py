@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -89,7 +90,7 @@ class EarlyStopping(Mitigation[EarlyStoppingOptions]):
         texts = self.context.pretraining.validation[: self.options.examples]
         return self._batches(self.context.encode_text(texts))
 
-    def _batches(self, features: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+    def _batches(self, features: Sequence[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
         from forgetting.trainer import padded_batches
 
         return padded_batches(features, self.context.tokenizer, self.context.training.batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -103,7 +104,7 @@ class EWC(QuadraticMitigation[EWCOptions]):
             self._consolidate(model, self._pretraining_features(self.options.examples))
         return model
 
-    def _consolidate(self, model: PreTrainedModel, features: list[dict[str, Any]]) -> None:
+    def _consolidate(self, model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> None:
         """Protect the present weights."""
         import torch
 

@@ -81,7 +81,7 @@ class FisherMerge(Mitigation[FisherMergeOptions]):
             self.information = self._fisher(model, context.encode_text(texts))
         return model
 
-    def _fisher(self, model: PreTrainedModel, features: list[dict[str, Any]]) -> Weights:
+    def _fisher(self, model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> Weights:
         """F / √(mean F²) + ε, by parameter."""
         import torch
 

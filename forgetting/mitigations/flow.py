@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from forgetting.tasks.task import Task
 
-    Features = list[dict[str, Any]]
+    Features = Sequence[dict[str, Any]]
 
 
 class FLOWOptions(Options):

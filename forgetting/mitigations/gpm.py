@@ -110,7 +110,7 @@ class GPM(Mitigation[GPMOptions]):
             self._protect(model, some_of_task(self.context, task, self._tasks, self.options.examples))
         return model
 
-    def _protect(self, model: PreTrainedModel, features: list[dict[str, Any]]) -> None:
+    def _protect(self, model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> None:
         from forgetting.projection import grown_basis
 
         for name, (moment, weight) in self._second_moments(model, features).items():
@@ -120,7 +120,7 @@ class GPM(Mitigation[GPMOptions]):
                 self._bases[name] = basis
 
     def _second_moments(
-        self, model: PreTrainedModel, features: list[dict[str, Any]]
+        self, model: PreTrainedModel, features: Sequence[dict[str, Any]]
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Σ x xᵀ over the inputs x of each layer, (I, I) in fp64, one example at a time: there is no padding."""
         import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -55,7 +56,7 @@ class MAS(QuadraticMitigation[MASOptions]):
             self._protect(model, self._pretraining_features(self.options.examples))
         return model
 
-    def _protect(self, model: PreTrainedModel, features: list[dict[str, Any]]) -> None:
+    def _protect(self, model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> None:
         from forgetting.trainer import padded_batches
 
         importance = output_sensitivity(model, padded_batches(features, self.context.tokenizer, 1))

@@ -77,7 +77,7 @@ class OGD(Mitigation[OGDOptions]):
         self._keep(model, some_of_task(self.context, task, self._tasks, self.options.directions))
         return model
 
-    def _keep(self, model: PreTrainedModel, features: list[dict[str, Any]]) -> None:
+    def _keep(self, model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> None:
         from forgetting.projection import extended_basis, flattened, gradient_on
         from forgetting.trainer import padded_batches
 

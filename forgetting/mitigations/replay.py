@@ -71,7 +71,7 @@ class Replay(Mitigation[ReplayOptions]):
         from forgetting.tasks.mixing import mix
 
         self._stretch = 1.0
-        sources: list[list[dict[str, Any]]] = []
+        sources: list[Sequence[dict[str, Any]]] = []
         if self.options.source != "earlier":
             sources.append(self.context.encode_text(self.context.pretraining.train))
         if self.options.source != "pretraining" and seen:

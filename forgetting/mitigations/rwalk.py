@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -147,7 +147,7 @@ class RWalk(QuadraticMitigation[RWalkOptions]):
             self._protect(model)
         return model
 
-    def _exact(self, model: PreTrainedModel, features: list[dict[str, Any]], seed: int) -> dict[str, Tensor]:
+    def _exact(self, model: PreTrainedModel, features: Sequence[dict[str, Any]], seed: int) -> dict[str, Tensor]:
         import torch
 
         from forgetting.fisher import diagonal_fisher

@@ -79,7 +79,7 @@ class SelfReplay(Mitigation[SelfReplayOptions]):
         from forgetting.tasks.pretraining import sample_documents
 
         super().setup(model, context)
-        self._features: list[dict[str, Any]] = []
+        self._features: Sequence[dict[str, Any]] = []
         self._base: PreTrainedModel | None = None
         self._memory: Memory | None = None
         if self.options.strength == 0:

@@ -223,7 +223,7 @@ class Collator:
         known = (getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "eos_token_id", None), 0)
         return cls(next(token for token in known if token is not None))
 
-    def __call__(self, features: list[Feature]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         """Collate B features into a batch, see the class."""
         if "pixel_values" in features[0]:
             return self._images(features)
@@ -252,7 +252,7 @@ class Collator:
             batch["head"] = torch.tensor([feature["head"] for feature in features])
         return batch
 
-    def _images(self, features: list[Feature]) -> dict[str, torch.Tensor]:
+    def _images(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         batch = {key: torch.tensor([feature[key] for feature in features]) for key in ("source", "truncated", "head")}
         if any("weights" in feature for feature in features):
             batch["weights"] = self._weights(features)
@@ -262,12 +262,12 @@ class Collator:
             "lengths": torch.ones(len(features), dtype=torch.long),
         }
 
-    def _weights(self, features: list[Feature]) -> torch.Tensor:
+    def _weights(self, features: Sequence[Feature]) -> torch.Tensor:
         weights = [{"weights": f.get("weights", [1.0] * len(f["labels"]))} for f in features]
         return self._padded(weights, "weights", 0.0)
 
     @staticmethod
-    def _padded(features: list[Feature], key: str, value: float) -> torch.Tensor:
+    def _padded(features: Sequence[Feature], key: str, value: float) -> torch.Tensor:
         width = max(len(feature[key]) for feature in features)
         return torch.tensor([feature[key] + [value] * (width - len(feature[key])) for feature in features])
 

@@ -50,11 +50,10 @@ class Selected(Lazy[ItemT]):
     """
 
     def __init__(self, items: Sequence[ItemT], order: NDArray[Any]) -> None:
-        if isinstance(items, Selected):
-            order = items.order[order]
-            items = items.items
         self.items: Sequence[ItemT] = items
-        self.order = order
+        self.order: NDArray[Any] = order
+        if isinstance(items, Selected):
+            self.items, self.order = items.items, items.order[order]
 
     def __len__(self) -> int:
         return len(self.order)

@@ -65,7 +65,7 @@ def remembered(
     return [features for features in states if features]
 
 
-def stored_tokens(features: list[dict[str, Any]]) -> int:
+def stored_tokens(features: Sequence[dict[str, Any]]) -> int:
     """Return how many token ids, or pixel values, a learner keeps who keeps these features."""
     return sum(f["pixel_values"].numel() if "pixel_values" in f else len(f["input_ids"]) for f in features)
 
@@ -81,7 +81,7 @@ class Memory:
     """
 
     def __init__(
-        self, features: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seed: int
+        self, features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seed: int
     ) -> None:
         self.features = features
         self.batch_size = min(batch_size, len(features))
@@ -91,7 +91,7 @@ class Memory:
 
     @classmethod
     def for_task(
-        cls, features: list[dict[str, Any]], context: RunContext, *, batch_size: int | None, position: int
+        cls, features: Sequence[dict[str, Any]], context: RunContext, *, batch_size: int | None, position: int
     ) -> Memory:
         """Return a memory for a run's task at ``position`` (from 0); by default with the training's batch size."""
         size = batch_size or context.training.batch_size

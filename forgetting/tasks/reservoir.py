@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +44,7 @@ class LogitReservoir:
     def __len__(self) -> int:
         return len(self.features)
 
-    def add(self, model: PreTrainedModel, features: list[dict[str, Any]]) -> None:
+    def add(self, model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> None:
         """Meet a state's examples, and store those that are kept with the logits (N, V) that the model has now."""
         state = len(self.sizes)
         self.sizes.append(len(features))

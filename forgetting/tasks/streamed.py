@@ -58,7 +58,7 @@ class StreamedSplits(Mapping[str, "Dataset"]):
 
     def _opened(self, split: str) -> IterableDataset:
         try:
-            return self.builder.as_streaming_dataset(split=split)  # type: ignore[return-value]  # one split, not all
+            return self.builder.as_streaming_dataset(split=split)
         except Exception as error:  # of several libraries
             raise _broken(f"{self.where}, split {split!r}: cannot be streamed", error) from None
 
