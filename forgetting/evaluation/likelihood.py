@@ -127,7 +127,7 @@ class PreparedLikelihoods:
                 prefix = None
             elif prefix is None or prefix.ids != batch.prefix:
                 prefix = CachedPrefix(model, batch.prefix)
-            cache = prefix and prefix.rows(len(batch.input_ids))
+            cache = None if prefix is None else prefix.rows(len(batch.input_ids))
             log_probs[batch.token_index], greedy[batch.token_index] = _score(model, batch, cache)
         return log_probs, greedy
 

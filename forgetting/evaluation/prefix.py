@@ -81,7 +81,7 @@ class CachedPrefix:
 
         last: dict[str, Any] = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
         output = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True, **last)
-        cache = getattr(output, "past_key_values", None)
+        cache: Any = getattr(output, "past_key_values", None)
         if not hasattr(cache, "batch_repeat_interleave"):
             raise TypeError(f"{type(model).__name__} keeps no keys and values")
         self.ids = ids
