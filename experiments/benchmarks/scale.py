@@ -19,8 +19,9 @@ measured in a process forked from the same warm one, and written down before the
 it stopped. Memory is the growth of the resident set's peak (VmHWM, reset before), pages of mapped files included.
 
 The harness's share is measured in one run: the steps of ``ContinualTrainer`` on data in an Arrow file against a bare
-PyTorch loop over the same batches, in memory, with the same optimizer, schedule and clipping, turn by turn; both must
-end with the same losses, or the comparison is refused.
+PyTorch loop over the same batches, in memory, with the same optimizer, schedule and clipping, a step of each in turn;
+the share is of the median ratio of two steps, with a 95% interval (bootstrap). Both must have the same losses, or the
+comparison is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -245,9 +245,11 @@ def fit(x: list[float], seconds: list[float]) -> dict[str, float]:
     }
 
 
-def harness_share(steps: int, repeats: int) -> dict[str, Any]:
-    """Steps of the package's trainer against a bare loop over the same batches."""
+def harness_share(steps: int) -> dict[str, Any]:
+    """Steps of the package's trainer against those of a bare loop over the same batches, in turn."""
+    import numpy as np
     import torch
+    from scipy.stats import bootstrap
     from torch.utils.data import Dataset
 
     from forgetting.config import TrainingConfig
@@ -281,23 +283,8 @@ def harness_share(steps: int, repeats: int) -> dict[str, Any]:
             self.order.append(index)
             return stored[index]
 
-    def harness() -> tuple[list[float], list[float], list[int]]:
-        times: list[float] = []
-        dataset = Noted()
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = ContinualTrainer(
-                copy.deepcopy(base.model),
-                dataset,
-                build_mitigation("naive"),
-                training_arguments(config, seed=0, output=scratch),
-                base.tokenizer,
-                on_step=lambda step, of: times.append(time.process_time()),
-            )
-            trainer.train()
-        return times, trainer.losses, dataset.order
-
-    def bare(order: list[int]) -> tuple[list[float], list[float]]:
-        times, losses = [], []
+    def bare(order: list[int]) -> Iterator[tuple[float, float]]:
+        """A step of the bare loop after the other: processor seconds, and the loss."""
         model = copy.deepcopy(base.model).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
         warm = max(1, round(config.warmup * steps))
@@ -306,6 +293,7 @@ def harness_share(steps: int, repeats: int) -> dict[str, Any]:
         )
         collate = Collator.for_tokenizer(base.tokenizer)
         for step in range(steps):
+            begun = time.process_time()
             batch = collate([features[i] for i in order[step * batch_size : (step + 1) * batch_size]])
             loss = model(**{key: value for key, value in batch.items() if key not in BOOKKEEPING}).loss
             loss.backward()
@@ -313,39 +301,60 @@ def harness_share(steps: int, repeats: int) -> dict[str, Any]:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            losses.append(float(loss.detach()))
-            times.append(time.process_time())
-        return times, losses
+            value = float(loss.detach())
+            yield time.process_time() - begun, value
 
-    ratios, milliseconds = [], []
-    for _ in range(repeats):
-        with_harness, losses, order = harness()
-        alone, bare_losses = bare(order)
-        worst = max(abs(a - b) for a, b in zip(losses, bare_losses, strict=True))
-        if worst > 1e-3:
-            raise RuntimeError(f"the two loops train differently: their losses are {worst:.3g} apart")
-        paired = [statistics.median(b - a for a, b in pairwise(t)) for t in (with_harness, alone)]
-        ratios.append(paired[0] / paired[1])
-        milliseconds.append([1000 * value for value in paired])
-    ratio = statistics.median(ratios)
+    dataset = Noted()
+    beside = bare(dataset.order)
+    with_harness: list[float] = []
+    alone: list[tuple[float, float]] = []
+    mark = 0.0
+
+    def in_turn(step: int, of: int) -> None:
+        nonlocal mark
+        with_harness.append(time.process_time() - mark)
+        alone.append(next(beside))
+        mark = time.process_time()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = ContinualTrainer(
+            copy.deepcopy(base.model),
+            dataset,
+            build_mitigation("naive"),
+            training_arguments(config, seed=0, output=scratch),
+            base.tokenizer,
+            on_step=in_turn,
+        )
+        trainer.train()
+    worst = max(abs(one - loss) for one, (_, loss) in zip(trainer.losses, alone, strict=True))
+    if worst > 1e-3:
+        raise RuntimeError(f"the two loops train differently: their losses are {worst:.3g} apart")
+    both = np.array([(one, other) for one, (other, _) in zip(with_harness, alone, strict=True)])[3:]  # (steps - 3, 2)
+    found = bootstrap((both[:, 0] / both[:, 1],), np.median, rng=0, method="percentile").confidence_interval
+    ratio = float(np.median(both[:, 0] / both[:, 1]))
     return {
-        "steps": steps,
+        "steps": len(both),
         "batch": [batch_size, length],
         "ratio": round(ratio, 4),
         "share": round(1 - 1 / ratio, 4),
-        "ratios": [round(value, 4) for value in ratios],
+        "share_95": [round(1 - 1 / float(bound), 4) for bound in found],
         "milliseconds_per_step": {
-            "harness": round(statistics.median(a for a, _ in milliseconds), 2),
-            "bare": round(statistics.median(b for _, b in milliseconds), 2),
+            name: round(1000 * float(value), 2)
+            for name, value in zip(("harness", "bare"), np.median(both, axis=0), strict=True)
         },
         "losses_apart_by_at_most": worst,
     }
 
 
-def plain_ticks(axis: Any, x: list[float]) -> None:
-    """Ticks where something was measured, as plain numbers."""
+def plain_ticks(axis: Any, x: list[float], *, log_y: bool = False) -> None:
+    """Ticks where something was measured, as plain numbers; those of a logarithmic y at 1, 2 and 5 of every decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     axis.set_xticks(x, [f"{value:.0f}" for value in x])
     axis.minorticks_off()
+    if log_y:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def memory(points: list[dict[str, Any]], axis: str) -> tuple[list[float], list[float]]:
@@ -378,7 +387,7 @@ def draw(content: dict[str, Any], folder: Path) -> None:
             curve = found["constant_seconds"] + scale * (grid / x[-1]) ** found["exponent"]
             axis.loglog(grid, curve, color="black", linewidth=1)
             what = {"whole": "whole study", "training": "training", "evaluation": "evaluation"}[kind]
-            plain_ticks(axis, x)
+            plain_ticks(axis, x, log_y=True)
             axis.set(xlabel=label, ylabel=f"{what} (processor s)", title=f"exponent {found['exponent']:.2f}")
         for axis, name in zip(axes[len(MEASURES) :], AXES, strict=True):
             x, megabytes = memory(points, name)
@@ -386,7 +395,7 @@ def draw(content: dict[str, Any], folder: Path) -> None:
             plain_ticks(axis, x)
             axis.set(
                 xlabel=LABELS[name],
-                ylabel="memory, growth of the peak (MB)",
+                ylabel="peak memory, growth (MB)",
                 title=f"{x[-1] / x[0]:.0f} times the work: {megabytes[-1] / megabytes[0]:.2f} times",
             )
             axis.set_ylim(0, 1.25 * max(megabytes))
@@ -414,7 +423,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--draw", action="store_true", help="the figure from scale.json alone")
     parser.add_argument("--repeats", type=int, default=1, help="of every point")
-    parser.add_argument("--steps", type=int, default=30, help="of the harness's comparison")
+    parser.add_argument("--steps", type=int, default=100, help="of the harness's comparison")
     options = parser.parse_args()
     from forgetting.results import write_atomically
 
@@ -442,7 +451,7 @@ def main() -> None:
                 writer.writeheader()
                 writer.writerows(points)
                 write_atomically(table, text.getvalue().encode())
-    share = harness_share(options.steps, 3)
+    share = harness_share(options.steps)
     fits = {name: fit(*sizes(name, points)) for name in MEASURES}
     grown = {name: [round(value, 1) for value in memory(points, name)[1]] for name in AXES}
     print(json.dumps({"harness": share, "fits": fits, "memory_megabytes": grown}, indent=1), flush=True)
