@@ -92,9 +92,10 @@ def found_in(path: str, pattern: str) -> str:
 
 
 def provenances(results: Path, patterns: Iterable[str]) -> list[dict[str, Any]]:
-    """What the files of the patterns say of the commit and the machine that made them."""
+    """What the files of the patterns, or their parts, say of the commit and the machine that made them."""
     contents = [read_json(path) for pattern in patterns for path in sorted(results.glob(pattern))]
-    return [content.get("provenance", content) for content in contents]
+    parts = [part for content in contents for part in content.get("found", [content])]
+    return [part.get("provenance", part) for part in parts]
 
 
 def commits(made: Iterable[dict[str, Any]]) -> list[str]:

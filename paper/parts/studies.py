@@ -55,9 +55,11 @@ def evaluation(results: Path, out: Output) -> None:
     content = read_json(results / "benchmarks/evaluation/evaluation.json")
     require(all(part["flips"] == 0 for part in content["found"]), "no item flips against lm-eval's own")
     parts = {part["shots"]: part for part in content["found"]}
+    shots = max(parts)
     out.macro("EvaluationItems", int(parts[0]["items"]), source)
     out.macro("EvaluationRatio", float(parts[0]["ratio"]["simple_evaluate"]["median"]), source)
-    out.macro("EvaluationFewShotRatio", float(parts[5]["ratio"]["simple_evaluate"]["median"]), source)
+    out.macro("EvaluationFewShotRatio", float(parts[shots]["ratio"]["simple_evaluate"]["median"]), source)
+    out.macro("EvaluationShots", shots, source)
     out.macro("EvaluationRepeats", min(int(part["rounds"]) for part in parts.values()), source)
 
 

@@ -142,5 +142,5 @@ def test_drift_equals_one_token_at_a_time_and_no_weight_changes(pair: Pair) -> N
 def test_a_capability_leaves_room_for_the_virtual_tokens(pair: Pair) -> None:
     base, model = pair
     suite = Suite([])
-    assert suite._prepare(base, TOKENIZER, 4)._max_length == 64
-    assert suite._prepare(model, TOKENIZER, 4)._max_length == 61
+    assert suite._prepare(base, TOKENIZER, 4)._how["max_length"] == 64
+    assert suite._prepare(model, TOKENIZER, 4)._how["max_length"] == 61

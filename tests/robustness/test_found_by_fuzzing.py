@@ -173,3 +173,9 @@ def test_a_suites_local_data_that_are_no_rows(tmp_path: Path, content: bytes) ->
     path.write_bytes(content)
     with pytest.raises(UsageError, match="is not JSON or JSON lines of objects with the same columns"):
         _read([path])
+
+
+def test_a_columns_name_with_a_line_break(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"a\\nb": "x"}\n')
+    with pytest.raises(UsageError, match=r"known: 'a\\nb'$"):
+        task(tmp_path / "d.jsonl", "jsonl")
