@@ -152,7 +152,7 @@ def written_out_norm(module: nn.Module, capture: Capture) -> Forward:
         capture.record(weight, Sums(per_token.flatten(0, -2), capture.examples.of(per_token.shape[:-1], where)))
 
     def forward(hidden_states: Tensor) -> Tensor:
-        if torch.float64 in (hidden_states.dtype, module.weight.dtype) or hidden_states.dtype != module.weight.dtype:
+        if hidden_states.dtype != module.weight.dtype or hidden_states.dtype == torch.float64:
             return rounding(hidden_states)
         capture.called(weight)
         matrix, epsilon = module.weight.detach(), module.variance_epsilon  # type: ignore[operator]

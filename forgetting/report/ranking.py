@@ -121,7 +121,8 @@ def _name(axis: object, points: np.ndarray, names: dict[int, str]) -> None:
     taken: list[tuple[float, float, float]] = []
     for index in sorted(names, key=lambda i: points[i, 1]):
         x, y = points[index]
-        left, right = x + 1.2, x + 1.2 + 1.25 * len(names[index])
+        left = x + 2.0  # clear of the largest marker
+        right = left + 1.25 * len(names[index])
         height = y
         while any(left < r and right > other_left and abs(height - h) < 3.2 for other_left, r, h in taken):
             height += 0.8
