@@ -13,6 +13,7 @@ from forgetting.fisher.diagonal import Backend, check_arguments, product_squares
 from forgetting.fisher.engine import Batch, Captured, Draw, Progress, Totals
 from forgetting.fisher.estimators import Estimator, shifts_labels
 from forgetting.fisher.examples import compute_dtype
+from forgetting.fisher.matmul import multiply
 from forgetting.fisher.shards import refuse
 from forgetting.fisher.storage import DiagonalFisher
 from forgetting.fisher.uses import Product, Use, add_squares
@@ -134,7 +135,7 @@ def kfac_fisher(
         def correct(name: str, uses: list[Use]) -> None:
             factor = factors[name]
             rotated = [
-                Product(use.G.to(wide) @ factor.G_basis, use.A.to(wide) @ factor.A_basis, use.spans)
+                Product(multiply(use.G.to(wide), factor.G_basis), multiply(use.A.to(wide), factor.A_basis), use.spans)
                 for use in uses
                 if isinstance(use, Product) and (wide := compute_dtype(use.G))
             ]
@@ -192,8 +193,8 @@ class _Moments:
     def add(self, use: Product) -> None:
         A, G = use.A.to(self.A.dtype), use.G.to(self.G.dtype)
         reached = (G != 0).any(1)  # padding, and tokens on which no prediction depends, have no gradient
-        self.A.addmm_(A.T, A * reached[:, None])
-        self.G.addmm_(G.T, G)
+        self.A += multiply(A.T, A * reached[:, None])
+        self.G += multiply(G.T, G)
         self.tokens += int(reached.sum())
 
     def factor(self, examples: int) -> Factor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from forgetting.fisher import matmul
 from forgetting.fisher.uses import Product, Rows, Sums
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.on_backward = on_backward
-        return functional.linear(x, weight, bias)
+        return matmul.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         (g,) = grads
         ctx.on_backward(x, g)
-        gx = (g @ weight.to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
+        gx = matmul.multiply(g, weight.to(g.dtype)).to(x.dtype) if ctx.needs_input_grad[0] else None
         return gx, None, None, None, None
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from forgetting.fisher.examples import Spans, compute_dtype
+from forgetting.fisher.matmul import multiply
 
 TILE = 1 << 19
 """Numbers in a tile of a per-example gradient: it and the total's tile stay in a core's cache."""
@@ -116,7 +117,7 @@ def add_squares(total: Tensor, uses: Sequence[Use], products: ProductSquares, po
 def _add_positionwise(total: Tensor, use: Use) -> None:
     if isinstance(use, Product):
         dtype = compute_dtype(use.G)
-        total.add_(use.G.to(dtype).square().T @ use.A.to(dtype).square())
+        total.add_(multiply(use.G.to(dtype).square().T, use.A.to(dtype).square()))
     elif isinstance(use, Rows):
         total.index_add_(0, use.ids, use.G.to(total.dtype).square())
     elif isinstance(use, Sums):
@@ -127,28 +128,27 @@ def _add_positionwise(total: Tensor, use: Use) -> None:
 
 
 def loop_product_squares(total: Tensor, uses: Sequence[Product]) -> None:
-    """The torch backend: one matrix product per example into a cached buffer, squared there.
+    """The torch backend: one matrix product per example, squared while it is in the cache.
 
-    Tiles of the buffer and of the total stay in the cache. Where every example has one token, one product.
+    Tiles of the product and of the total stay there. Where every example has one token, one product.
     """
     if len(uses) == 1 and uses[0].spans.single:
         dtype = compute_dtype(uses[0].G)
-        total.add_(uses[0].G.to(dtype).square().T @ uses[0].A.to(dtype).square())
+        total.add_(multiply(uses[0].G.to(dtype).square().T, uses[0].A.to(dtype).square()))
         return
     (lefts, rights), *others = [(_by_example(use.G, use.spans, True), _by_example(use.A, use.spans)) for use in uses]
     O, I = total.shape  # noqa: E741
     step = max(1, TILE // I) if total.device.type == "cpu" else O
-    buffer = torch.empty(min(step, O), I, dtype=rights[0].dtype, device=total.device)
     for begin in range(0, O, step):
         tile = total[begin : begin + step]
-        product = buffer[: len(tile)]
         part = slice(begin, begin + step) if step < O else None
         for index, (left, right) in enumerate(zip(lefts, rights, strict=True)):
-            torch.mm(left if part is None else left[part], right, out=product)
+            product = multiply(left if part is None else left[part], right)
             for more_lefts, more_rights in others:
                 more = more_lefts[index]
-                product.addmm_(more if part is None else more[part], more_rights[index])
+                product += multiply(more if part is None else more[part], more_rights[index])
             tile.addcmul_(product, product)
+            del product  # before the next is made: one at a time
 
 
 def _by_example(values: Tensor, spans: Spans, transposed: bool = False) -> Sequence[Tensor]:
