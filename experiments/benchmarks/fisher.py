@@ -18,7 +18,7 @@ of every parameter, unit: the sequence. Exact are, besides ours (backend ``torch
   transformers' models or their norms, so that its price is a lower bound.
 
 Where the processor has AVX-512 and is not Intel's, our products are faster than those of torch's own ``linear`` in the
-plain step (``forgetting/fisher/matmul.py``). What is gained by that alone is told by two rows: ``plain, our products``
+plain step (``forgetting/matmul.py``). What is gained by that alone is told by two rows: ``plain, our products``
 is the plain step with all products of linear layers by the same routine, ``ours, torch's products`` ours without it.
 
 ``ours sample`` draws the labels from the model, as EWC does by default: other labels, so that it has no error here.
@@ -51,7 +51,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from forgetting.fisher import diagonal_fisher, matmul
+from forgetting import matmul
+from forgetting.fisher import diagonal_fisher
 from forgetting.fisher.capture import Capture, select_parameters
 from forgetting.fisher.engine import Captured, Draw, Totals
 from forgetting.fisher.uses import Product, Use, add_squares

@@ -16,6 +16,7 @@ import torch
 from forgetting.evaluation.budget import BatchSize, fitting
 from forgetting.evaluation.packing import Batch, TokenSequence, make_batches
 from forgetting.evaluation.prefix import CachedPrefix, find_prefixes
+from forgetting.matmul import fast_layers
 from forgetting.models import logits_before, prompt_length
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class PreparedLikelihoods:
     def _token_scores(
         self, model: PreTrainedModel, batch_size: BatchSize
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        with evaluating(model):
+        with evaluating(model), fast_layers(model):
             return self._scores(model, self._batches(self._way(model, batch_size), batch_size))
 
     def _scores(

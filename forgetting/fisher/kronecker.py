@@ -13,10 +13,10 @@ from forgetting.fisher.diagonal import Backend, check_arguments, product_squares
 from forgetting.fisher.engine import Batch, Captured, Draw, Progress, Totals
 from forgetting.fisher.estimators import Estimator, shifts_labels
 from forgetting.fisher.examples import compute_dtype
-from forgetting.fisher.matmul import multiply
 from forgetting.fisher.shards import refuse
 from forgetting.fisher.storage import DiagonalFisher
 from forgetting.fisher.uses import Product, Use, add_squares
+from forgetting.matmul import multiply
 
 MAX_SIZE = 4096
 """A weight with a longer side (a language model's head) is kept diagonal: a factor would have its square."""

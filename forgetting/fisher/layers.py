@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forgetting.fisher import matmul
+from forgetting import matmul
 from forgetting.fisher.uses import Product, Rows, Sums
 
 if TYPE_CHECKING:

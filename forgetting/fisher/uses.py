@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forgetting.fisher.examples import Spans, compute_dtype
-from forgetting.fisher.matmul import multiply
+from forgetting.matmul import multiply
 
 TILE = 1 << 19
 """Numbers in a tile of a per-example gradient: it and the total's tile stay in a core's cache."""

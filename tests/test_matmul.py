@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from forgetting.fisher import diagonal_fisher, matmul
+from forgetting import matmul
+from forgetting.fisher import diagonal_fisher
 from tests.fisher.families import Family, gpt2, llama
 
 
@@ -82,6 +83,30 @@ def test_where_onednn_is_off_or_no_wider_products_are_torchs_own(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert torch.equal(matmul.multiply(left, right), left @ right)
     assert wide == []
+
+
+def test_gradients_are_recorded_by_torchs_own(wide: list[tuple[int, ...]]) -> None:
+    left, right = _random(6, 7).requires_grad_(), _random(7, 5)
+    (gradient,) = torch.autograd.grad(matmul.multiply(left, right).sum(), left)
+    torch.testing.assert_close(gradient, right.sum(1).expand(6, 7))
+    assert wide == []
+    with torch.no_grad():
+        matmul.multiply(left, right)
+    assert wide == [(6, 7, 5)]
+
+
+def test_fast_layers_are_put_back_and_leave_replaced_ones_alone(wide: list[tuple[int, ...]]) -> None:
+    model = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+    model[1].forward = lambda x: x  # type: ignore[method-assign]
+    x = _random(6, 7)
+    with torch.no_grad(), matmul.fast_layers(model):
+        inside = model(x)
+    assert wide == [(6, 7, 5)]
+    torch.testing.assert_close(inside, model(x))
+    assert "forward" not in model[0].__dict__ and "forward" in model[1].__dict__
+    with pytest.raises(RuntimeError), matmul.fast_layers(model):
+        model(_random(6, 8))
+    assert "forward" not in model[0].__dict__
 
 
 @pytest.mark.parametrize("family", [llama, gpt2])
