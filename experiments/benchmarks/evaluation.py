@@ -11,7 +11,8 @@ a row), and it is tried with the suite's batch size and with its automatic one. 
 - ``simple_evaluate``: lm-eval as a user calls it after every task: tasks loaded, HFLM made, ``simple_evaluate``.
 - ``evaluate``: tasks and HFLM made once, only ``lm_eval.evaluator.evaluate`` is timed; ``auto``: at its own batch size.
 - ``loglikelihood``: HFLM's answers to the requests alone, without what lm-eval does around them; ``auto`` as above.
-- ``suite``: ``Suite.evaluate``; ``auto``: by slots instead of sequences; ``responses``: the suite's answers alone. What
+- ``suite``: ``Suite.evaluate``; ``auto``: by slots instead of sequences; ``responses``: the suite's answers alone, also
+  with the products of matrices that torch chooses: what those of ``forgetting/matmul.py`` gain on this processor. What
   is done once per study, loading and tokenising, is given apart.
 
 The ratios are what counts: on a CPU of this process's processor time, on one thread, so that what else the machine
@@ -53,6 +54,7 @@ AGAINST = {
     "suite auto": "suite",
     "loglikelihood": "responses",
     "loglikelihood auto": "responses",
+    "responses, torch's products": "responses",
 }
 """Which of the suite's ways each is compared with: the one that does as much."""
 AIMS = {0: 2.0, 5: 5.0}
@@ -132,6 +134,16 @@ def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, flo
     return time.process_time() - processor, time.perf_counter() - wall
 
 
+def own_products(function: Callable[[], Any]) -> Callable[[], Any]:
+    """The same with the products of torch's own choice (see ``forgetting/matmul.py``)."""
+
+    def called() -> None:
+        with torch.backends.mkldnn.flags(enabled=False):
+            function()
+
+    return called
+
+
 @contextmanager
 def slots_read(model: PreTrainedModel, into: dict[str, int], name: str) -> Iterator[None]:
     """Count what the model reads within, padding too: the least that time can be in proportion to."""
@@ -192,6 +204,7 @@ def measure(
         "loglikelihood": lambda: theirs.answers(theirs.lm, requests),
         "responses": lambda: suite.responses(model, tokenizer, options.batch_size),
         "loglikelihood auto": lambda: theirs.answers(theirs.auto, requests),
+        "responses, torch's products": own_products(lambda: suite.responses(model, tokenizer, options.batch_size)),
     }
     read: dict[str, int] = {}
     with slots_read(model, read, "HFLM"):
