@@ -12,6 +12,9 @@ The embedded decoder learns one task from few or many examples in the same numbe
 It is never stopped, or by the task's own validation loss, by the loss on pretraining text, or blindly after a part of
 the steps. Each task is a run of its own, because a limit on the pretraining loss holds over all tasks of a run; numbers
 are means over the two tasks. The validation split has 100 examples whatever the training split has.
+
+Each seed has examples of its own, drawn anew with the tasks' facts and words: of as few examples as a batch has, the
+order changes nothing, and runs that differ in it alone would be one run counted three times.
 """
 
 from __future__ import annotations
@@ -94,31 +97,38 @@ CLAIMS = (
 
 
 def grids(scale: Scale) -> dict[str, StudyConfig]:
-    """A grid per task and number of examples: stopping rules × seeds."""
+    """A grid per task, number of examples and draw of them (which has the seed of its number): stopping rules."""
     smoke = scale == "smoke"
     sizes = {"smoke": (16, 32), "laptop": (16, 64, 256), "gpu": (16, 32, 64, 128, 256, 500)}[scale]
     settings = (NEVER, *(setting for curve in CURVES.values() for setting in curve[: 1 if smoke else None]))
 
-    def grid(task: str, size: int) -> StudyConfig:
+    def grid(task: str, size: int, seed: int) -> StudyConfig:
         config = StudyConfig(
-            name=f"data_size_and_epochs-{task}-{size}",
-            sequence=SequenceConfig(name="micro-5", tasks=(task,), train_size=size, validation_size=100, test_size=100),
+            name=f"data_size_and_epochs-{task}-{size}-draw{seed}",
+            sequence=SequenceConfig(
+                name="micro-5", tasks=(task,), train_size=size, validation_size=100, test_size=100, split_seed=seed
+            ),
             mitigations=settings,
-            seeds=seeds_of(scale),
+            seeds=(seed,),
             training=TrainingConfig(learning_rate=1e-3, steps=100, batch_size=BATCH, max_length=128),
             evaluation=EvaluationConfig(limit=100, drift_tokens=5000),
         )
         return sized(config, scale, sequence={"train_size": size, "validation_size": 8})
 
     tasks = ("routing",) if smoke else ("routing", "second_language")
-    return {f"{task}_{size}": grid(task, size) for task in tasks for size in sizes}
+    return {
+        f"{task}_{size}-draw{seed}": grid(task, size, seed)
+        for task in tasks
+        for size in sizes
+        for seed in seeds_of(scale)
+    }
 
 
 def cells(results: Results) -> pd.DataFrame:
     """Means over the tasks, by number of examples, setting and seed; what not every task has yet is left out."""
     frame = results.finished
-    parts = frame["grid"].str.rsplit("_", n=1, expand=True)
-    frame = frame.assign(task=parts[0], size=parts[1].astype(int))
+    parts = frame["grid"].str.extract(r"(?P<task>.+)_(?P<size>\d+)-draw\d+")
+    frame = frame.assign(task=parts["task"], size=parts["size"].astype(int))
     groups = frame.groupby(["size", "mitigation", "seed"], sort=False)
     whole = groups["task"].nunique() == frame["task"].nunique()
     return groups[["LA", "retention", DAMAGE, "steps"]].mean()[whole].reset_index()
@@ -266,8 +276,9 @@ def draw(results: Results, folder: Path) -> None:
         steps = next(iter(results.grids.values())).training.steps
         canvas.suptitle(f"{steps} steps whatever the number of examples; mean over n = {seeds} seeds")
         caption = (
-            f"Mean over the tasks and n = {seeds} seeds; bars: 95% t interval over seeds. Right: all strengths of each "
-            "rule; a line ends where training is not stopped. Left: few steps are a quarter."
+            f"Mean over the tasks and n = {seeds} seeds, each with examples of its own; bars: 95% t interval over "
+            "seeds. Right: all strengths of each rule; a line ends where training is not stopped. Left: few steps are "
+            "a quarter."
         )
         save(canvas, folder, "data_size_and_epochs", "Few examples and early stopping", caption)
 

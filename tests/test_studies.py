@@ -48,7 +48,13 @@ def test_a_study_has_a_sample_for_its_intervals_where_its_verdicts_count(name: s
         if study.unit == "settings":
             assert len(grids) >= 40 and all(len(config.runs()) == 1 for config in grids.values())
         else:
-            assert grids and all(len(c.seeds) >= 3 for grid, c in grids.items() if grid != "tuning"), "it only chooses"
+            seeds: dict[str, set[int]] = {}
+            for grid, config in grids.items():
+                seeds.setdefault(grid.split("-draw")[0], set()).update(config.seeds)
+            assert grids and all(len(s) >= 3 for grid, s in seeds.items() if grid != "tuning"), "it only chooses"
+            for grid, config in grids.items():
+                if "-draw" in grid:
+                    assert config.seeds == (config.sequence.split_seed,), "a draw of examples has its own seed"
 
 
 def test_smoke_makes_a_grid_small_and_leaves_what_is_not_there() -> None:

@@ -133,7 +133,8 @@ class Study:
         measured_with: The script's settings that measurements depend on; their digest is kept in each, and what was
             measured with others is measured again.
         unit: What was sampled, and so what intervals are over: seeds, three or more in every grid, or settings, forty
-            or more grids of a run each (where verdicts count: at scales ``laptop`` and ``gpu``).
+            or more grids of a run each (where verdicts count: at scales ``laptop`` and ``gpu``). Grids of a seed each
+            that differ in the draw of their examples are named ``<grid>-draw<seed>``, and count as one.
     """
 
     name: str
