@@ -112,6 +112,8 @@ def decide_all(samples: Sequence[ArrayLike], above: float = 0.0, level: float = 
 
 def told(interval: Interval, scale: float = 100.0, unit: str = "points") -> str:
     """An interval in words: ``-3.1 points (95% over seeds: -4.0 to -2.2, n = 3)``."""
+    if math.isnan(interval.mean):
+        return f"? {unit} (undefined in some of n = {interval.n} {interval.kind})"
     if math.isnan(interval.low):
         return f"{scale * interval.mean:.3g} {unit} (no interval, n = {interval.n})"
     return (

@@ -58,3 +58,5 @@ def test_one_of_several_decides_without_being_picked_first() -> None:
 def test_numbers_are_told_with_interval_level_and_n() -> None:
     assert told(seed_interval([0.1, 0.2, 0.3])) == "20 points (95% over seeds: -4.84 to 44.8, n = 3)"
     assert told(seed_interval([0.1]), 1, "nats") == "0.1 nats (no interval, n = 1)"
+    undefined = told(seed_interval([0.1, float("nan"), 0.3]))
+    assert undefined == "? points (undefined in some of n = 3 seeds)"
