@@ -26,7 +26,7 @@ class Difference:
 
     Attributes:
         numbers: A line per kind of number that differs; none where both are equal bit for bit.
-        surroundings: A line per version, piece of hardware or file that differs.
+        surroundings: A line per version, piece of hardware or file that differs, or kind of number that is new.
         compared: How many numbers were compared.
         items: Whether per-item outcomes were among them.
     """
@@ -94,9 +94,20 @@ def _threads(record: RunRecord) -> int | None:
 def compare(
     there: RunRecord, here: RunRecord, items_there: Items | None = None, items_here: Items | None = None
 ) -> Difference:
-    """Compare two records of one configuration, bit for bit; items where both are given."""
-    numbers, compared = [], 0
+    """Compare two records of one configuration, bit for bit; items where both are given.
+
+    What a record of other code does not have, since it was not measured yet, is no difference of numbers.
+    """
+    numbers: list[str] = []
+    added: list[str] = []
+    compared = 0
+    other_code = there.provenance.get("git") != here.provenance.get("git")
     for kind, old, new in _sections(there, here):
+        later = {name for name, value in new.items() if old.get(name) is None and value is not None and other_code}
+        if later:
+            added.append(f"{kind}: {len(later)} numbers that the record does not have, such as {min(later)}")
+        old = {name: value for name, value in old.items() if name not in later}
+        new = {name: value for name, value in new.items() if name not in later}
         compared += len(old)
         if line := _told(kind, old, new):
             numbers.append(line)
@@ -112,7 +123,7 @@ def compare(
         for key in sorted(old.keys() | new.keys())
         if not _same(old.get(key), new.get(key))
     ]
-    return Difference(numbers, surroundings, compared, both)
+    return Difference(numbers, added + surroundings, compared, both)
 
 
 def _sections(there: RunRecord, here: RunRecord) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -53,6 +53,23 @@ def test_items_that_flip_are_counted(one_process: ResultStore) -> None:
     assert len(told) == 1 and told[0].startswith("items: 1 of ") and f"G.1.{record.capabilities[0].name}.0" in told[0]
 
 
+def test_what_an_older_record_does_not_have_is_no_difference_and_is_told(one_process: ResultStore) -> None:
+    here = next(one_process.records())
+    there = here.model_copy(deep=True)
+    text = next(iter(there.rows[1].drift))
+    there.rows[1].drift[text] = there.rows[1].drift[text].model_copy(update={"total_variation": None})
+    told = compare(there, here)
+    assert len(told.numbers) == 1 and "total_variation: None there" in told.numbers[0], "of the same code it is one"
+    there.provenance["git"] = {"commit": "0" * 40, "dirty": False}
+    told = compare(there, here)
+    assert told.numbers == []
+    assert told.surroundings[0] == (
+        f"drift: 1 numbers that the record does not have, such as drift.1.{text}.total_variation"
+    )
+    there.rows[1].drift[text] = there.rows[1].drift[text].model_copy(update={"total_variation": 0.5})
+    assert len(compare(there, here).numbers) == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

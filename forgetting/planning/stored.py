@@ -117,6 +117,8 @@ def stored_by(mitigation: Mitigation) -> Stored:
     for is_so, what in depends:
         if is_so:
             raise UsageError(f"mitigation {name!r}: with {what}, what it keeps is not estimated")
+    if name == "wise_ft" and options.alpha == 1:  # the tuned weights are the model's; of the pretrained, views are made
+        return replace(STORED[name], kept=1 if options.curve else 0)
     if name == "si" and options.pretrained == "fisher":
         return replace(STORED[name], fisher=True)
     return STORED[name]
