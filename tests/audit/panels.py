@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forgetting.audit.items import Measured, Panel, measured
+from forgetting.audit.run import Audit, audit_samples
+from forgetting.audit.samples import write_samples
+from forgetting.audit.schema import Settings
 
 
 def digest(text: str) -> str:
@@ -57,3 +61,23 @@ def flipped(n: int, right: int, lost: int, gained: int) -> tuple[np.ndarray, np.
     tuned[:lost] = 0
     tuned[n - gained :] = 1
     return base, tuned
+
+
+def made(tmp_path: Path) -> Audit:
+    base, tuned = flipped(60, right=50, lost=20, gained=3)
+    write_samples(panel(a=base, b=np.ones(60)), tmp_path / "x", "x", "2026-01-31T12-00-00.000000")
+    write_samples(panel(a=tuned, b=np.ones(60)), tmp_path / "y", "y", "2026-01-31T12-00-00.000000")
+    return audit_samples(tmp_path / "x", tmp_path / "y", Settings())
+
+
+def hostile_audit(tmp_path: Path, texts: Sequence[str]) -> Audit:
+    """An audit in which models, capabilities, prompts and notes are these texts; of each, two items flip."""
+    audit = made(tmp_path)
+    pairs = []
+    for number, text in enumerate(texts):
+        base, tuned = flipped(4, right=3, lost=1, gained=1)
+        sides = [capability(text, x, prompt=text) for x in (base, tuned)]
+        pairs.append(type(audit.pairs[0])(*sides, None))
+        audit.verdict.capabilities[number % 2].name = text
+    audit.verdict.tuned.name, audit.verdict.why, audit.verdict.notes = texts[0], texts[1], list(texts)
+    return Audit(audit.verdict, pairs)

@@ -7,32 +7,24 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from forgetting.audit.card import model_card
 from forgetting.audit.page import SHOWN, render_page
-from forgetting.audit.run import Audit, audit_samples
+from forgetting.audit.run import audit_samples
 from forgetting.audit.samples import write_samples
 from forgetting.audit.schema import Settings, Verdict
 from forgetting.audit.write import item_rows, write_audit
 from forgetting.cli import main
 from forgetting.errors import UsageError
-from tests.audit.panels import capability, flipped, panel
+from tests.audit.panels import flipped, hostile_audit, made, panel
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
     "]]><!-- \\end{table} $x$ | a | `b` <b>\u202ebold",
 )
-
-
-def made(tmp_path: Path) -> Audit:
-    base, tuned = flipped(60, right=50, lost=20, gained=3)
-    write_samples(panel(a=base, b=np.ones(60)), tmp_path / "x", "x", "2026-01-31T12-00-00.000000")
-    write_samples(panel(a=tuned, b=np.ones(60)), tmp_path / "y", "y", "2026-01-31T12-00-00.000000")
-    return audit_samples(tmp_path / "x", tmp_path / "y", Settings())
 
 
 def test_the_folder_holds_all_that_was_found(tmp_path: Path) -> None:
@@ -93,15 +85,7 @@ class Tags(HTMLParser):
 
 
 def test_hostile_texts_stay_text(tmp_path: Path) -> None:
-    audit = made(tmp_path)
-    pairs = []
-    for number, text in enumerate(HOSTILE):
-        base, tuned = flipped(4, right=3, lost=1, gained=1)
-        sides = [capability(text, x, prompt=text) for x in (base, tuned)]
-        pairs.append(type(audit.pairs[0])(*sides, None))
-        audit.verdict.capabilities[number % 2].name = text
-    audit.verdict.tuned.name, audit.verdict.why, audit.verdict.notes = HOSTILE[0], HOSTILE[1], list(HOSTILE)
-    hostile = Audit(audit.verdict, pairs)
+    hostile = hostile_audit(tmp_path, HOSTILE)
     page = render_page(hostile.verdict, item_rows(hostile))
     tags = Tags()
     tags.feed(page)

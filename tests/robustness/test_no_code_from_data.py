@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +16,8 @@ from forgetting.evaluation.catalogue import Catalogue
 from forgetting.evaluation.untrusted import check_task_folder, sandbox_templates
 from forgetting.models import load_model
 from forgetting.tasks.build import load_task
+from tests.audit.panels import hostile_audit
+from tests.browser import CHROME, HOSTILE, MARK, NO_CHROME, shown
 from tests.models_for_tests import save_tiny
 from tests.report.conftest import write_study
 
@@ -255,21 +255,6 @@ def test_a_saved_data_set_cannot_name_files_elsewhere(tmp_path: Path, secret: Pa
 
 # --- the report, in a browser ---------------------------------------------------------------------------------------
 
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-MARK = "document.title='it-ran'"
-HOSTILE = (
-    f"<script>{MARK}</script>",
-    f"</title></style></pre></td></table><script>{MARK}</script>",
-    f'<img src=x onerror="{MARK}">',
-    f'"><svg onload="{MARK}">',
-    f"' autofocus onfocus=\"{MARK}\" x='",
-    f'<iframe srcdoc="<script>parent.{MARK}</script>"></iframe>',
-    f'<a href="javascript:{MARK}">x</a>',
-    f'<meta http-equiv=refresh content="0;url=javascript:{MARK}">',
-    "{{ ''.__class__ }}{% for x in range(9) %}TEMPLATE{% endfor %}${7*7}",
-    "]]>--><!--",
-)
-
 
 def hostile_study(folder: Path) -> Path:
     store = write_study(
@@ -287,34 +272,27 @@ def hostile_study(folder: Path) -> Path:
     return store.folder
 
 
-@pytest.mark.skipif(CHROME is None, reason="no Chromium or Chrome on this machine (Debian: apt-get install chromium)")
+@pytest.mark.skipif(CHROME is None, reason=NO_CHROME)
 def test_no_script_of_what_models_and_data_wrote_runs_in_a_browser(tmp_path: Path) -> None:
     from forgetting.report import write_report
 
-    page = write_report(hostile_study(tmp_path / "study")).page
     control = tmp_path / "control.html"
     control.write_text(f"<title>control</title><body><script>{MARK}</script>")
-    shown = []
-    for path in (control, page):
-        done = subprocess.run(
-            [
-                str(CHROME),
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--virtual-time-budget=2000",
-                "--dump-dom",
-                path.as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        shown.append(done.stdout)
-    assert "<title>it-ran</title>" in shown[0]  # the browser runs scripts
-    title = shown[1].split("<title>")[1].split("</title>")[0]
-    assert title == "a-study · forgetting" and "it-ran</title>" not in shown[1]
-    assert "<script" not in shown[1] and "TEMPLATETEMPLATE" not in shown[1] and "&lt;script&gt;" in shown[1]
+    assert "<title>it-ran</title>" in shown(control, tmp_path / "profile")  # the browser runs scripts
+    report = shown(write_report(hostile_study(tmp_path / "study")).page, tmp_path / "profile")
+    title = report.split("<title>")[1].split("</title>")[0]
+    assert title == "a-study · forgetting" and "it-ran</title>" not in report
+    assert "<script" not in report and "TEMPLATETEMPLATE" not in report and "&lt;script&gt;" in report
+
+
+@pytest.mark.skipif(CHROME is None, reason=NO_CHROME)
+def test_of_an_audits_page_only_its_own_script_runs_in_a_browser(tmp_path: Path) -> None:
+    from forgetting.audit.page import render_page
+    from forgetting.audit.write import item_rows
+
+    audit = hostile_audit(tmp_path, HOSTILE)
+    page = tmp_path / "audit.html"
+    page.write_text(render_page(audit.verdict, item_rows(audit)), encoding="utf-8")
+    report = shown(page, tmp_path / "profile")
+    assert "it-ran</title>" not in report and "TEMPLATETEMPLATE" not in report and "&lt;script&gt;" in report
+    assert f"{2 * len(HOSTILE)} of {2 * len(HOSTILE)} shown" in report, "which the page's own script wrote"
